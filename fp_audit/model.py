@@ -1,0 +1,260 @@
+"""One interface for every model, the wrappers that limit it, and what an adapter must offer.
+
+A method sees a ``BlackBox`` (images in, answers out) or a ``WhiteBox`` (also a torch module, activations and
+tensors). Adapters make them; wrappers change what is seen without touching the model underneath:
+``Counted`` counts queries, ``Memoised`` answers a repeated batch from memory, ``TopK`` and ``LabelOnly`` hide
+what an API would hide, ``Reordered`` brings a suspect's classes into the victim's order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fp_audit.preprocess import Preprocess
+from fp_audit.types import Access, Artifact, Images, InputSpec, Listing, OutputKind, Outputs, Skipped
+
+if TYPE_CHECKING:
+    import torch
+
+Read: TypeAlias = Callable[[str], bytes]
+"""Reads one small file of a listing by its path; raises ``TargetError`` where it is missing or too large."""
+
+
+class BlackBox(Protocol):
+    """A model that can be asked."""
+
+    @property
+    def spec(self) -> InputSpec:
+        """What the network itself takes; ``predict`` takes any size and one or three channels."""
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names in output order; None where the model names none (or only ``LABEL_0`` and the like)."""
+
+    @property
+    def output(self) -> OutputKind:
+        """What the columns of ``predict`` are."""
+
+    def predict(self, images: Images) -> Outputs:
+        """Answer N x C x H x W images in [0, 1] with N x K floats. Any N, in batches that fit."""
+
+
+class Unprepared(ABC):
+    """An opened model whose file does not say how it wants its images: it cannot be asked before that is settled."""
+
+    @abstractmethod
+    def with_preprocess(self, preprocess: Preprocess) -> BlackBox:
+        """Return the same model, fed through ``preprocess``. Costs nothing: the model is not opened again."""
+
+    @property
+    @abstractmethod
+    def spec(self) -> InputSpec:
+        """See ``BlackBox.spec``."""
+
+
+class WhiteBox(BlackBox, Protocol):
+    """A model that can also be opened."""
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The network from [0, 1] images (its preprocessing included) to logits, in evaluation mode."""
+
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers that ``activations`` accepts, input side first."""
+
+    def activations(self, images: Images, layer: str) -> NDArray[np.float32]:
+        """Return the output of ``layer``, N x ..., for images in [0, 1]. Raises ``UsageError`` for an unknown name."""
+
+    def tensors(self) -> Mapping[str, NDArray[Any]]:
+        """Return the parameters and buffers by name."""
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a model is opened."""
+
+    device: str = "cpu"
+    threads: int | None = None
+    """Threads of one operator; None leaves the library's choice."""
+    preprocess: Preprocess | None = None
+    """Overrules what the file states."""
+
+
+class Adapter(ABC):
+    """How one kind of model file is recognised, opened and saved. Subclasses are final.
+
+    ``claim`` runs in the parent process on names and JSON alone; ``tensors``, ``load`` and ``load_white``
+    run in a child when the model is a suspect's.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    """One line for ``fp-audit adapters``."""
+    preload: ClassVar[Mapping[Access, tuple[str, ...]]]
+    """Modules that a process must have imported to give this access quickly."""
+
+    @abstractmethod
+    def claim(self, listing: Listing, read: Read) -> Iterator[Artifact | Skipped]:
+        """Find this adapter's models in a listing, however deep.
+
+        A model that this adapter recognises but must not or cannot open is ``Skipped`` with the reason.
+        ``Artifact.target`` is set with ``target_of``.
+        """
+
+    @abstractmethod
+    def tensors(self, artifact: Artifact) -> dict[str, NDArray[Any]]:
+        """Read every tensor of a fetched artifact, dequantised to float where it is stored as int8, without building the model."""
+
+    @abstractmethod
+    def load(self, artifact: Artifact, options: LoadOptions) -> BlackBox | Unprepared:
+        """Open a fetched artifact for queries."""
+
+    @abstractmethod
+    def load_white(self, artifact: Artifact, options: LoadOptions) -> WhiteBox:
+        """Open a fetched artifact with gradients. Where the file does not state its preprocessing, ``options`` must."""
+
+    @abstractmethod
+    def save(self, model: WhiteBox, folder: Path) -> None:
+        """Write a model that this adapter opened, with its present weights, as an ordinary model folder."""
+
+
+def target_of(listing: Listing, entry: str, alone: bool) -> str:
+    """Name a model as a person would.
+
+    Args:
+        listing: where it was found.
+        entry: the model's folder or file, relative to the listing's root.
+        alone: whether it is the only model in its folder.
+    """
+    if entry == ".":
+        return listing.target
+    path = Path(entry)
+    if alone and path.suffix:
+        path = path.parent
+    if str(path) == ".":
+        return listing.target
+    return str(Path(listing.target) / path) if listing.revision else path.as_posix()
+
+
+class _Wrapper:
+    """Passes everything through; the base of the wrappers below."""
+
+    def __init__(self, model: BlackBox) -> None:
+        self._model = model
+
+    @property
+    def spec(self) -> InputSpec:
+        """See ``BlackBox.spec``."""
+        return self._model.spec
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """See ``BlackBox.classes``."""
+        return self._model.classes
+
+    @property
+    def output(self) -> OutputKind:
+        """See ``BlackBox.output``."""
+        return self._model.output
+
+
+class Counted(_Wrapper):
+    """Counts the images that the model underneath was asked."""
+
+    def __init__(self, model: BlackBox) -> None:
+        super().__init__(model)
+        self.queries = 0
+
+    def predict(self, images: Images) -> Outputs:
+        """See ``BlackBox.predict``."""
+        self.queries += len(images)
+        return self._model.predict(images)
+
+
+class Memoised(_Wrapper):
+    """Asks each distinct batch once: methods that share a query set share its answers."""
+
+    def __init__(self, model: BlackBox) -> None:
+        super().__init__(model)
+        self._answers: dict[bytes, Outputs] = {}
+
+    def predict(self, images: Images) -> Outputs:
+        """See ``BlackBox.predict``."""
+        key = hashlib.sha256(np.ascontiguousarray(images)).digest() + repr(images.shape).encode()
+        if key not in self._answers:
+            self._answers[key] = self._model.predict(images)
+        return self._answers[key]
+
+
+class TopK(_Wrapper):
+    """Shows the k largest probabilities and zeros elsewhere, as many APIs do."""
+
+    def __init__(self, model: BlackBox, k: int) -> None:
+        super().__init__(model)
+        self._k = k
+
+    @property
+    def output(self) -> OutputKind:
+        """Always ``topk``."""
+        return "topk"
+
+    def predict(self, images: Images) -> Outputs:
+        """Answer with N x K probabilities of which at most k a row are not zero."""
+        shown = as_probabilities(self._model.predict(images), self._model.output)
+        hidden = np.argsort(shown, axis=1, kind="stable")[:, : -self._k]
+        shown = shown.copy()
+        np.put_along_axis(shown, hidden, 0.0, axis=1)
+        return shown
+
+
+class LabelOnly(_Wrapper):
+    """Shows the top-1 label as a one-hot row."""
+
+    @property
+    def output(self) -> OutputKind:
+        """Always ``labels``."""
+        return "labels"
+
+    def predict(self, images: Images) -> Outputs:
+        """Answer with N x K rows that hold a single one."""
+        answers = self._model.predict(images)
+        return np.eye(answers.shape[1], dtype=np.float32)[answers.argmax(axis=1)]
+
+
+class Reordered(_Wrapper):
+    """Shows chosen columns of the answers, so that column i means the victim's class i."""
+
+    def __init__(self, model: BlackBox, order: Iterable[int], classes: tuple[str, ...] | None) -> None:
+        super().__init__(model)
+        self._order = np.fromiter(order, np.intp)
+        self._classes = classes
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names after reordering."""
+        return self._classes
+
+    def predict(self, images: Images) -> Outputs:
+        """See ``BlackBox.predict``."""
+        return np.ascontiguousarray(self._model.predict(images)[:, self._order])
+
+
+def as_probabilities(answers: Outputs, kind: OutputKind) -> Outputs:
+    """Turn answers of any kind into rows of probabilities (softmax for logits, unchanged otherwise)."""
+    if kind != "logits":
+        return answers
+    shifted = np.exp(answers - answers.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), np.float32)
+
+
+def as_images(pixels: NDArray[np.uint8]) -> Images:
+    """Turn stored uint8 pixels into images in [0, 1]."""
+    return pixels.astype(np.float32) / np.float32(255.0)

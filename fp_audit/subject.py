@@ -1,0 +1,118 @@
+"""A model under examination, opened only as far as it is asked for and only as far as it is allowed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+from numpy.typing import NDArray
+
+from fp_audit.errors import AccessError
+from fp_audit.model import Adapter, BlackBox, LoadOptions, Unprepared, WhiteBox
+from fp_audit.types import Access, Artifact, File
+
+
+class Subject:
+    """A victim or a suspect as a method sees it: files, tensors, answers, gradients, each behind its access.
+
+    Nothing is opened before it is asked for; what was opened is kept. ``limited`` gives a view with less access
+    that shares what is open.
+    """
+
+    def __init__(
+        self,
+        *,
+        files: tuple[File, ...] = (),
+        root: Path | None = None,
+        tensors: Callable[[], Mapping[str, NDArray[Any]]] | None = None,
+        black_box: Callable[[], BlackBox | Unprepared] | None = None,
+        white_box: Callable[[], WhiteBox] | None = None,
+        access: Access = Access.GRADIENTS,
+    ) -> None:
+        self._files, self._root = files, root
+        self._tensors, self._black_box, self._white_box = tensors, black_box, white_box
+        self._access = access
+
+    @classmethod
+    def of_artifact(cls, artifact: Artifact, adapter: Adapter, options: LoadOptions) -> Self:
+        """View an artifact through its adapter. It must be fetched before anything but ``files`` is asked for."""
+        return cls(
+            files=artifact.files,
+            root=artifact.root,
+            tensors=cache(lambda: adapter.tensors(artifact)),
+            black_box=cache(lambda: adapter.load(artifact, options)),
+            white_box=cache(lambda: adapter.load_white(artifact, options)),
+        )
+
+    @classmethod
+    def of_model(cls, model: BlackBox) -> Self:
+        """View a model that is already in memory: it can be asked and nothing else."""
+        return cls(black_box=lambda: model)
+
+    def limited(self, access: Access) -> Subject:
+        """Return a view of the same model that allows ``access`` and less."""
+        return self._copy(access=min(access, self._access))
+
+    def seen_as(self, model: BlackBox) -> Subject:
+        """Return a view whose ``black_box`` is ``model``: the same model behind a wrapper."""
+        return self._copy(black_box=lambda: model)
+
+    def _copy(self, **changes: Any) -> Subject:  # noqa: ANN401
+        state = {name.removeprefix("_"): value for name, value in vars(self).items()}
+        return Subject(**{**state, **changes})
+
+    def files(self) -> tuple[File, ...]:
+        """Return the model's files; a digest may be missing, see ``hashed``."""
+        self._check(Access.IDENTITY, self._files)
+        return self._files
+
+    def hashed(self, file: File) -> File:
+        """Return ``file`` with its sha256 and git id, read from disk where the listing did not know them."""
+        if file.sha256 is not None or self._root is None:
+            return file
+        return replace(file, **file_digests(self._root / file.path))
+
+    def tensors(self) -> Mapping[str, NDArray[Any]]:
+        """Return all tensors by name, dequantised."""
+        return self._check(Access.WEIGHTS, self._tensors)()
+
+    def opened(self) -> BlackBox | Unprepared:
+        """Return the model as its adapter opened it: it may not yet be ready to be asked."""
+        return self._check(Access.QUERIES, self._black_box)()
+
+    def black_box(self) -> BlackBox:
+        """Return the model to be asked.
+
+        Raises:
+            AccessError: its preprocessing has not been settled (see ``alignment.settle`` and ``seen_as``).
+        """
+        model = self.opened()
+        if isinstance(model, Unprepared):
+            raise AccessError("the model's preprocessing is not known yet")
+        return model
+
+    def white_box(self) -> WhiteBox:
+        """Return the model to be differentiated."""
+        return self._check(Access.GRADIENTS, self._white_box)()
+
+    def _check(self, needed: Access, offered: Any) -> Any:  # noqa: ANN401
+        if needed > self._access:
+            raise AccessError(f"{needed} access was asked for, and only {self._access} was declared")
+        if not offered:
+            raise AccessError(f"the model does not offer {needed} access")
+        return offered
+
+
+def file_digests(path: Path) -> dict[str, str]:
+    """Hash a file the two ways hubs do: ``sha256`` of the content (LFS) and ``git_oid``, the git blob id."""
+    sha256, git = hashlib.sha256(), hashlib.sha1(usedforsecurity=False)
+    git.update(f"blob {path.stat().st_size}\0".encode())
+    with path.open("rb") as stream:
+        while block := stream.read(2**20):
+            sha256.update(block)
+            git.update(block)
+    return {"sha256": sha256.hexdigest(), "git_oid": git.hexdigest()}
