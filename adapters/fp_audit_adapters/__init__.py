@@ -1,0 +1,1 @@
+"""How one kind of model file is called. One adapter a module; the core finds them through ``fp_audit.plugins``."""
