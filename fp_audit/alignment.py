@@ -1,0 +1,178 @@
+"""Probes: a few labelled images that tell how a suspect wants its input and what its outputs mean.
+
+A file need not say how it was preprocessed or what its classes are called. Both are found out on the victim's
+probes, before any method compares anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fp_audit.data import Labelled
+from fp_audit.errors import NotApplicable, UsageError
+from fp_audit.metrics import accuracy
+from fp_audit.model import BlackBox, Reordered, Unprepared, as_images, as_probabilities
+from fp_audit.preprocess import Preprocess, candidates
+from fp_audit.types import Images, Outputs, Pixels
+
+ENOUGH = 0.5
+"""Share of the victim's probe accuracy above its chance level that an aligned suspect must reach."""
+
+NEARLY = 0.9
+"""Share of the victim's probe accuracy at which the victim's own preprocessing and class order are taken at once."""
+
+CLEARLY_BETTER = 0.1
+"""Gain in probe accuracy for which a permutation of the classes is preferred to the order of the file."""
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Labelled images of the victim's task, in the victim's class order."""
+
+    pixels: Pixels
+    """N x C x H x W, uint8."""
+    labels: NDArray[np.int64]
+    """N, true labels."""
+    classes: tuple[str, ...] | None
+    count: int
+    """Number of the victim's classes."""
+    accuracy: float
+    """The victim's own on these probes."""
+
+
+def make_probes(data: Labelled, *, seed: int, accuracy: float = 1.0) -> Probes:
+    """Draw probes from labelled images: four a class, at least 64 and at most 400, as evenly over the classes as they come.
+
+    Args:
+        data: images of the victim's task.
+        seed: of the draw.
+        accuracy: the victim's on such images; 1 while it is not known.
+    """
+    count = len(data.classes) if data.classes else int(data.labels.max()) + 1
+    order = np.random.default_rng(seed).permutation(len(data))
+    rank = np.empty(len(order), np.int64)
+    for label in range(count):
+        members = order[data.labels[order] == label]
+        rank[members] = np.arange(len(members))
+    chosen = np.sort(order[np.argsort(rank[order], kind="stable")][: int(np.clip(4 * count, 64, 400))])
+    return Probes(data.pixels[chosen], data.labels[chosen], data.classes, count, accuracy)
+
+
+def settle(opened: BlackBox | Unprepared, probes: Probes | None, known: Preprocess | None = None) -> Settled:
+    """Find out how a model wants its images, if its file does not say so.
+
+    The usual conventions are tried on the probes; the one with the highest accuracy is taken, and among equals the
+    one under which the true labels are likeliest.
+
+    Args:
+        opened: a model, possibly unprepared.
+        probes: labelled images of its task.
+        known: the convention of the victim, tried first and taken if it does nearly as well as on the victim.
+
+    Raises:
+        UsageError: it is unprepared and there are no probes.
+    """
+    if not isinstance(opened, Unprepared):
+        return Settled(opened, None, 0)
+    if probes is None:
+        raise UsageError("the file does not say how images are preprocessed: pass --data to find out, or --preprocess")
+    images = as_images(probes.pixels)
+    if known is not None:
+        model = opened.with_preprocess(known)
+        if _fit(model, images, probes)[0] >= NEARLY * probes.accuracy:
+            return Settled(model, known, len(images))
+    tried = [(preprocess, opened.with_preprocess(preprocess)) for preprocess in candidates(opened.spec.channels)]
+    fits = [_fit(model, images, probes) for _, model in tried]
+    preprocess, model = tried[max(range(len(tried)), key=lambda i: fits[i])]
+    return Settled(model, preprocess, len(images) * (len(tried) + (known is not None)))
+
+
+def _fit(model: BlackBox, images: Images, probes: Probes) -> tuple[float, float]:
+    """Return accuracy and mean log-likelihood of the true labels, after the best assignment of classes."""
+    answers = model.predict(images)
+    if answers.shape[1] < probes.count:
+        return 0.0, 0.0
+    order, _ = _order(model, answers, probes)
+    likely = as_probabilities(answers, model.output)[:, order][np.arange(len(images)), probes.labels]
+    return accuracy(answers[:, order], probes.labels), float(np.log(np.maximum(likely, 1e-7)).mean())
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A model that can be asked, and what was found out to make it so."""
+
+    model: BlackBox
+    preprocess: Preprocess | None
+    """None where the file states it."""
+    queries: int
+    """Images that were shown to find out."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How a suspect's classes correspond to the victim's."""
+
+    model: BlackBox
+    """The suspect, its classes in the victim's order."""
+    order: NDArray[np.intp]
+    """The suspect's column for each class of the victim."""
+    how: str
+    """``order``, ``names`` or ``predictions``."""
+    accuracy: float
+    """On the probes, after aligning."""
+
+
+def align(suspect: BlackBox, probes: Probes) -> Alignment:
+    """Bring a suspect's classes into the victim's order: by name, else by assignment on the probes' predictions.
+
+    Raises:
+        NotApplicable: the suspect has fewer classes than the victim, or knows nothing of the victim's task.
+    """
+    answers = suspect.predict(as_images(probes.pixels))
+    if answers.shape[1] < probes.count:
+        raise NotApplicable(f"it has {answers.shape[1]} classes, the victim has {probes.count}")
+    order, how = _order(suspect, answers, probes)
+    reached = accuracy(answers[:, order], probes.labels)
+    chance = 1.0 / probes.count
+    if reached < chance + ENOUGH * (probes.accuracy - chance):
+        raise NotApplicable(
+            f"it is right on {reached:.0%} of the victim's probe images (the victim on {probes.accuracy:.0%}): another task, or its classes or preprocessing could not be found out"
+        )
+    return Alignment(Reordered(suspect, order, probes.classes), order, how, reached)
+
+
+def _order(suspect: BlackBox, answers: Outputs, probes: Probes) -> tuple[NDArray[np.intp], str]:
+    """Return, for each class of the victim, the suspect's column, and how that was found."""
+    named = _by_name(suspect.classes, probes.classes)
+    if named is not None:
+        return named, "names"
+    straight = np.arange(probes.count)
+    as_it_is = accuracy(answers[:, straight], probes.labels)
+    if as_it_is >= NEARLY * probes.accuracy:
+        return straight, "order"
+    assigned = _by_predictions(as_probabilities(answers, suspect.output), probes)
+    gain = accuracy(answers[:, assigned], probes.labels) - as_it_is
+    return (assigned, "predictions") if gain > CLEARLY_BETTER else (straight, "order")
+
+
+def _by_name(ours: tuple[str, ...] | None, theirs: tuple[str, ...] | None) -> NDArray[np.intp] | None:
+    if not ours or not theirs:
+        return None
+    where = {name.strip().lower(): index for index, name in enumerate(ours)}
+    wanted = [name.strip().lower() for name in theirs]
+    if len(where) < len(ours) or not set(wanted) <= set(where):
+        return None
+    return np.array([where[name] for name in wanted], np.intp)
+
+
+def _by_predictions(probabilities: Outputs, probes: Probes) -> NDArray[np.intp]:
+    """Assign columns to classes so that the mean probability of the true class is largest (Hungarian algorithm)."""
+    from scipy.optimize import linear_sum_assignment
+
+    mass = np.zeros((probes.count, probabilities.shape[1]))
+    np.add.at(mass, probes.labels, np.nan_to_num(probabilities))
+    rows, columns = linear_sum_assignment(mass, maximize=True)
+    return np.asarray(columns[np.argsort(rows)], np.intp)

@@ -1,0 +1,220 @@
+"""Running an attack: the victim opened, the images divided, the surrogate saved, opened again and measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fp_audit import data as labelled_images
+from fp_audit.alignment import align, make_probes, settle
+from fp_audit.attacks._base import Attack, Surrogate, Task, top1
+from fp_audit.attacks._options import build
+from fp_audit.attacks._provenance import Cost, Fidelity, Provenance, versions
+from fp_audit.data import Labelled
+from fp_audit.engine import Progress, pick_device, silent
+from fp_audit.errors import DataError, NotApplicable, TargetError, UsageError
+from fp_audit.model import Adapter, BlackBox, LoadOptions
+from fp_audit.preprocess import Preprocess
+from fp_audit.sources._base import SourceOptions
+from fp_audit.subject import Subject
+from fp_audit.targets import adapter, locate_one
+from fp_audit.types import Artifact
+
+PROVENANCE = "provenance.json"
+
+HELD_OUT = 0.2
+"""Share of the images on which fidelity is measured; the attack never sees them."""
+MAX_HELD_OUT = 2000
+
+LEAST_ACCURACY = 0.8
+"""Probe accuracy assumed of a victim when its classes are matched with the data's: it must reach half of that."""
+
+
+@dataclass(frozen=True)
+class OpenVictim:
+    """A victim opened for attacks, with the images of its task."""
+
+    artifact: Artifact
+    adapter: Adapter
+    opening: LoadOptions
+    model: BlackBox
+    data: Labelled
+    """Labels in the order of the victim's outputs."""
+    digest: str
+    """Of the data as they were given."""
+
+
+def attack(
+    name: str,
+    model: str,
+    data: str,
+    out: Path,
+    *,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    preprocess: Preprocess | None = None,
+    progress: Progress = silent,
+) -> Provenance:
+    """Attack a model and save the surrogate as an ordinary model folder with a ``provenance.json``.
+
+    Args:
+        name: of the attack.
+        model: hub id, model folder or ``.onnx`` file.
+        data: the thief's labelled images, see ``data.load``.
+        out: folder to write, which must not exist or be empty. It appears complete or not at all.
+        options: of the attack; the others keep their defaults.
+        seed: everything random follows from it.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        preprocess: how the victim wants its images; found out on the data where its file does not say.
+        progress: told what is being done.
+
+    Raises:
+        UsageError: an option, ``out`` or the data do not make sense.
+        TargetError: the model cannot be opened or attacked in this way.
+    """
+    chosen = build(name, options or {})
+    with _staged(out) as folder:
+        target = open_victim(model, data, seed=seed, device=device, preprocess=preprocess)
+        return run_attack(chosen, target, folder, seed=seed, progress=progress)
+
+
+def open_victim(
+    model: str, data: str | Labelled, *, seed: int = 0, device: str = "auto", preprocess: Preprocess | None = None
+) -> OpenVictim:
+    """Open a victim and bring its images and their labels into its terms. Arguments and errors as for ``attack``."""
+    located = locate_one(model, SourceOptions())
+    artifact = located.source.fetch(located.artifact)
+    kind = adapter(artifact.adapter)
+    opening = LoadOptions(pick_device(device), preprocess=preprocess)
+    opened = kind.load(artifact, opening)
+    if isinstance(data, str):
+        size = (opened.spec.height, opened.spec.width) if opened.spec.height and opened.spec.width else None
+        data = labelled_images.load(data, size=size, seed=seed)
+    probes = make_probes(data, seed=seed, accuracy=LEAST_ACCURACY)
+    settled = settle(opened, probes)
+    try:
+        order = align(settled.model, probes).order
+    except NotApplicable as error:
+        raise DataError(f"{data.name} does not fit {model}: {error}") from None
+    relabelled = replace(data, labels=order[data.labels], classes=settled.model.classes)
+    opening = replace(opening, preprocess=settled.preprocess or preprocess)
+    return OpenVictim(artifact, kind, opening, settled.model, relabelled, data.digest)
+
+
+def run_attack(
+    attack: Attack, target: OpenVictim, folder: Path, *, seed: int = 0, progress: Progress = silent
+) -> Provenance:
+    """Run an attack on an opened victim, write surrogate and ``provenance.json`` to ``folder`` and measure it there.
+
+    Raises:
+        UsageError: the images are too few.
+        TargetError: the victim cannot be attacked in this way, or the surrogate cannot be opened.
+    """
+    seen, held_out = _divided(target.data, seed)
+    victim = Subject.of_artifact(target.artifact, target.adapter, target.opening).seen_as(target.model)
+    task = Task(victim, target.artifact, target.adapter, target.opening, seen, seed, progress)
+    start = time.monotonic()
+    surrogate = attack.run(task, folder)
+    cost = Cost(surrogate.queries, surrogate.steps, round(time.monotonic() - start, 3))
+    progress("measuring fidelity", 0.0)
+    fidelity = measure(folder, surrogate, target, held_out)
+    provenance = _provenance(attack, target, seed, surrogate, fidelity, cost)
+    (folder / PROVENANCE).write_text(json.dumps(provenance.to_json(), indent=2, allow_nan=False) + "\n")
+    return provenance
+
+
+def measure(folder: Path, surrogate: Surrogate, target: OpenVictim, held_out: Labelled) -> Fidelity:
+    """Open a saved surrogate as a scan would, and compare its answers with the truth and the victim's.
+
+    Raises:
+        TargetError: it cannot be opened.
+    """
+    located = locate_one(str(folder), SourceOptions(offline=True))
+    if located.artifact.adapter != surrogate.adapter:
+        raise TargetError(f"saved for the {surrogate.adapter} adapter, but {located.artifact.adapter} claims it")
+    alike = surrogate.adapter == target.adapter.name
+    known = surrogate.preprocess or (target.opening.preprocess if alike else None)
+    options = LoadOptions(target.opening.device if alike else "cpu", preprocess=known)
+    opened = adapter(surrogate.adapter).load(located.artifact, options)
+    truth = held_out.labels
+    answers, _ = top1(target.model, held_out.pixels)
+    victim_accuracy = float((answers == truth).mean())
+    probes = make_probes(held_out, seed=0, accuracy=victim_accuracy)
+    stolen, _ = top1(settle(opened, probes).model, held_out.pixels)
+    return Fidelity(float((stolen == truth).mean()), victim_accuracy, float((stolen == answers).mean()), len(held_out))
+
+
+def _divided(data: Labelled, seed: int) -> tuple[Labelled, Labelled]:
+    """Divide images into those that the attack sees and those that it is measured on."""
+    count = min(MAX_HELD_OUT, int(HELD_OUT * len(data)))
+    if count < 2:
+        raise DataError(f"{data.name} holds {len(data)} images: expected at least {2 / HELD_OUT:.0f}")
+    order = np.random.default_rng(seed).permutation(len(data))
+    return data.take(np.sort(order[count:])), data.take(np.sort(order[:count]))
+
+
+def _provenance(
+    attack: Attack, target: OpenVictim, seed: int, surrogate: Surrogate, fidelity: Fidelity, cost: Cost
+) -> Provenance:
+    artifact, found = target.artifact, target.opening.preprocess
+    files = Subject(files=artifact.files, root=artifact.root)
+    return Provenance(
+        attack=attack.name,
+        options=attack.options,
+        seed=seed,
+        device=target.opening.device,
+        victim={
+            "target": artifact.target,
+            "revision": artifact.revision,
+            "adapter": artifact.adapter,
+            "preprocess": found.to_json() if found else None,
+            "sha256": {file.path: files.hashed(file).sha256 for file in artifact.files},
+        },
+        data={"name": target.data.name, "digest": target.digest, "images": len(target.data)},
+        surrogate={
+            "adapter": surrogate.adapter,
+            "preprocess": surrogate.preprocess.to_json() if surrogate.preprocess else None,
+            "facts": surrogate.facts,
+        },
+        fidelity=fidelity,
+        cost=cost,
+        versions=versions(),
+    )
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """Give a folder beside ``out`` that takes its place when all went well, and vanishes otherwise.
+
+    Raises:
+        UsageError: ``out`` exists and is not an empty folder, or cannot be made.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists: name a new or empty folder to write the surrogate to")
+    staging = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}")
+    with _writing(out):
+        staging.mkdir(parents=True)
+    try:
+        yield staging
+        with _writing(out):
+            staging.replace(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written: {error.strerror}") from error

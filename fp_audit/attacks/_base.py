@@ -1,0 +1,197 @@
+"""What an attack must offer. The algorithm is in ``_run``; the checks are in a final driver."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fp_audit.data import Labelled
+from fp_audit.engine import Progress, Recipe, fit, silent
+from fp_audit.errors import UsageError
+from fp_audit.model import Adapter, BlackBox, Counted, LoadOptions, WhiteBox, as_images
+from fp_audit.preprocess import Preprocess
+from fp_audit.subject import Subject
+from fp_audit.types import Access, Artifact, Pixels
+
+if TYPE_CHECKING:
+    import torch
+
+NO_LABEL = -1
+"""What attacks without ``needs_labels`` see in place of the true labels."""
+
+_BLOCK = 4096
+"""Images turned into floats at once."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an attack works on."""
+
+    victim: Subject
+    """To be asked; limited to the attack's ``victim_access``."""
+    artifact: Artifact
+    """The victim's files, for attacks on the file itself."""
+    adapter: Adapter
+    """The victim's adapter."""
+    opening: LoadOptions
+    """How the victim is opened: the device, and its preprocessing where its files do not state it."""
+    data: Labelled
+    """The thief's images, their labels in the victim's class order."""
+    seed: int
+    """Everything random follows from it."""
+    progress: Progress = silent
+
+    def copy_of_victim(self) -> WhiteBox:
+        """Open the victim's files once more: a model that the attack may change."""
+        return self.adapter.load_white(self.artifact, self.opening)
+
+    @property
+    def draw(self) -> int:
+        """Seed for drawing weights; not ``seed`` itself, from which torch may have drawn the victim's."""
+        return int.from_bytes(hashlib.sha256(f"fp-audit attack {self.seed}".encode()).digest()[:7], "big")
+
+    def sample(self) -> torch.Tensor:
+        """Return two of the thief's images as a tensor on the CPU."""
+        import torch
+
+        return torch.from_numpy(as_images(self.data.pixels[:2]))
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """What an attack leaves in the output folder."""
+
+    adapter: str
+    """Name of the adapter that opens it."""
+    steps: int = 0
+    """Optimiser steps."""
+    queries: int = 0
+    """Images shown to the victim; counted by ``Attack.run``. Who holds the weights asks nobody: 0."""
+    preprocess: Preprocess | None = None
+    """How it wants its images, where the victim's files say it and its own cannot."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else is needed to repeat or understand it, JSON values only."""
+
+
+class Attack(ABC):
+    """One way to steal or disguise a model. Subclasses are final; the constructor checks and stores the options."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    """One line for ``fp-audit attacks``."""
+    paper: ClassVar[str]
+    victim_access: ClassVar[Access]
+    """What the thief has of the victim."""
+    needs_labels: ClassVar[bool]
+    """Whether the thief's images must be labelled; if not, the attack does not get to see the labels."""
+    options: Mapping[str, Any]
+    """Every option that changes the result, set by the constructor."""
+
+    @final
+    def run(self, task: Task, folder: Path) -> Surrogate:
+        """Write a surrogate of ``task.victim`` as a model folder into ``folder``.
+
+        Raises:
+            AccessError: the victim does not offer ``victim_access``.
+        """
+        victim, data = task.victim.limited(self.victim_access), task.data
+        if not self.needs_labels:
+            data = replace(data, labels=np.full_like(data.labels, NO_LABEL))
+        queries = None
+        if self.victim_access is Access.QUERIES:
+            queries = Counted(victim.black_box())
+            victim = victim.seen_as(queries)
+        folder.mkdir(parents=True, exist_ok=True)
+        surrogate = self._run(replace(task, victim=victim, data=data), folder)
+        return replace(surrogate, queries=queries.queries if queries else 0)
+
+    @abstractmethod
+    def _run(self, task: Task, folder: Path) -> Surrogate:
+        """Do the work of ``run``; ``queries`` of the result is filled in by the driver."""
+
+    def __repr__(self) -> str:
+        """Name the attack with every option that changes its result."""
+        return f"{self.name}({', '.join(f'{key}={value}' for key, value in self.options.items())})"
+
+
+def top1(
+    model: BlackBox, pixels: Pixels, progress: Progress = silent, what: str = "asking the victim"
+) -> tuple[NDArray[np.int64], int]:
+    """Ask for N x C x H x W uint8 images, each of them once.
+
+    Returns:
+        The N top-1 labels, and the number of classes.
+    """
+    labels, classes = np.empty(len(pixels), np.int64), 0
+    for start in range(0, len(pixels), _BLOCK):
+        progress(what, start / len(pixels))
+        answers = model.predict(as_images(pixels[start : start + _BLOCK]))
+        labels[start : start + _BLOCK], classes = answers.argmax(axis=1), answers.shape[1]
+    progress(what, 1.0)
+    return labels, classes
+
+
+def require(holds: bool, option: str, value: object, expected: str) -> None:
+    """Refuse an option's value.
+
+    Raises:
+        UsageError: ``holds`` is false; says what was expected.
+    """
+    if not holds:
+        raise UsageError(f"{option} is {value}: expected {expected}")
+
+
+def checked_training(*, may_be_zero: bool = False, **options: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return the options that describe training, if their values make sense (``epochs`` of 0: if that is allowed).
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+    epochs, batch, shift = options["epochs"], options["batch"], options["shift"]
+    enough = epochs >= 0 if may_be_zero else epochs > 0
+    require(enough, "epochs", epochs, "0 or more" if may_be_zero else "more than 0")
+    require(batch >= 2, "batch", batch, "2 images or more")
+    require(options["learning_rate"] > 0, "learning_rate", options["learning_rate"], "more than 0")
+    require(options["weight_decay"] >= 0, "weight_decay", options["weight_decay"], "0 or more")
+    require(0 <= shift < 1, "shift", shift, "a share of the image's size in [0, 1)")
+    return options
+
+
+def train(
+    task: Task,
+    model: WhiteBox,
+    data: Labelled,
+    options: Mapping[str, Any],
+    *,
+    parameters: list[torch.nn.Parameter] | None = None,
+    after_step: Callable[[], None] | None = None,
+    what: str,
+) -> int:
+    """Train a model as the attack's options say; arguments as for ``engine.fit``. Returns the number of steps.
+
+    Raises:
+        UsageError: the training diverged.
+    """
+    names = {option.name for option in fields(Recipe)}
+    steps = fit(
+        model.module,
+        data.pixels,
+        data.labels,
+        Recipe(**{name: value for name, value in options.items() if name in names}),
+        seed=task.seed,
+        device=task.opening.device,
+        parameters=parameters,
+        after_step=after_step,
+        progress=task.progress,
+        what=what,
+    )
+    if not all(parameter.isfinite().all() for parameter in model.module.parameters()):
+        raise UsageError(f"{what} diverged at learning_rate={options['learning_rate']}: set a smaller one")
+    return steps

@@ -1,0 +1,121 @@
+"""From what the user typed to the models it names: sources list, adapters claim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import PurePosixPath
+
+from fp_audit import plugins
+from fp_audit.errors import TargetError, UnsupportedModel, UsageError
+from fp_audit.model import Adapter
+from fp_audit.sources._base import Source, SourceOptions
+from fp_audit.types import Artifact, File, Listing, Skipped
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+OTHER_WEIGHTS = (".safetensors", ".onnx", ".h5", ".keras", ".pb", ".tflite", ".gguf", ".msgpack")
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model and the source that can fetch it."""
+
+    artifact: Artifact
+    source: Source
+
+
+def locate(targets: Iterable[str], options: SourceOptions) -> Iterator[Located | Skipped]:
+    """Find every model that the targets name. What cannot be listed or opened comes out as ``Skipped``."""
+    sources = _sources(options)
+    seen: set[str] = set()
+    for target in _expanded(targets, sources):
+        source = next((source for source in sources if source.accepts(target)), None)
+        if source is None:
+            yield Skipped(target, "neither a path on this machine nor a hub id such as org/model")
+            continue
+        try:
+            for item in source.listings(target):
+                for found in [item] if isinstance(item, Skipped) else _claimed(item, source):
+                    if found.target not in seen or isinstance(found, Skipped):
+                        seen.add(found.target)
+                        yield found if isinstance(found, Skipped) else Located(found, source)
+        except TargetError as error:
+            yield Skipped(target, str(error))
+
+
+def locate_one(target: str, options: SourceOptions) -> Located:
+    """Find the one model that ``target`` names.
+
+    Raises:
+        TargetError: it cannot be listed or opened.
+        UsageError: it names several models.
+    """
+    found = list(locate([target], options))
+    located = [item for item in found if isinstance(item, Located)]
+    if len(located) > 1:
+        names = ", ".join(item.artifact.target for item in located[:3])
+        raise UsageError(f"{target} holds {len(located)} models ({names}, ...): name one of them")
+    if not located:
+        reasons = [item.reason for item in found if isinstance(item, Skipped)]
+        raise UnsupportedModel(f"{target}: {reasons[0] if reasons else 'no model found'}")
+    return located[0]
+
+
+@cache
+def adapter(name: str) -> Adapter:
+    """Return the adapter of that name."""
+    made: Adapter = plugins.load("adapters", name)()
+    return made
+
+
+def _sources(options: SourceOptions) -> list[Source]:
+    classes = plugins.load_all("sources").values()
+    return [source(options) for source in sorted(classes, key=lambda source: source.order)]
+
+
+def _expanded(targets: Iterable[str], sources: list[Source]) -> Iterator[str]:
+    """Replace lists of targets by what they list."""
+    for target in targets:
+        source = next((source for source in sources if source.accepts(target)), None)
+        yield from source.expand(target) if source else [target]
+
+
+def _claimed(listing: Listing, source: Source) -> list[Artifact | Skipped]:
+    """Let every adapter look for its models in a listing; say why if none finds one."""
+    found: list[Artifact | Skipped] = []
+    for name in plugins.names("adapters"):
+        found.extend(adapter(name).claim(listing, lambda path: source.read(listing, path)))
+    found.extend(_unclaimed(listing, found))
+    return found
+
+
+def _unclaimed(listing: Listing, found: list[Artifact | Skipped]) -> list[Skipped]:
+    """Name the folders that hold weights which no adapter claimed: they were not looked at, and the report says so."""
+    claimed = {file.path for item in found if isinstance(item, Artifact) for file in item.files}
+    known = {_folder(path) for path in claimed} | {item.target for item in found}
+    folders: dict[str, list[File]] = {}
+    for file in listing.files:
+        if file.path.endswith((*PICKLES, *OTHER_WEIGHTS)) and file.path not in claimed:
+            folders.setdefault(_folder(file.path), []).append(file)
+    result = []
+    for folder, files in folders.items():
+        target = listing.target if folder == "." else (f"{listing.target}/{folder}" if listing.revision else folder)
+        if folder not in known and target not in known:
+            result.append(Skipped(target, _why(files)))
+    if not found and not result:
+        result.append(
+            Skipped(listing.target, "holds no model: expected a config.json with safetensors weights, or an .onnx file")
+        )
+    return result
+
+
+def _folder(path: str) -> str:
+    return str(PurePosixPath(path).parent)
+
+
+def _why(files: list[File]) -> str:
+    names = ", ".join(sorted(PurePosixPath(file.path).name for file in files)[:3])
+    if all(file.path.endswith(PICKLES) for file in files):
+        return f"only pickle weights ({names}): opening them can run code, so they are never read"
+    return f"weights without a config.json that says what they are ({names})"
