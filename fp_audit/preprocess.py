@@ -45,6 +45,8 @@ class Preprocess:
     """Resize so that the shorter side has this many pixels, keeping the aspect ratio (instead of ``resize``)."""
     crop: tuple[int, int] | None = None
     """Height, width of the centre crop after resizing; padded with zeros where the image is smaller."""
+    crop_rounding: Literal["down", "even"] = "down"
+    """Where an odd number of pixels is cut: ``down`` as transformers does, ``even`` (to even) as torchvision and timm."""
     filter: Filter = "bilinear"
     scale: float = 1.0
     """1 for networks that take [0, 1] before normalising, 255 for 0..255."""
@@ -136,9 +138,9 @@ class AffineMap:
         The fields must be of the same kind (numpy arrays, or torch tensors of one device) as ``images``.
         """
         if self.rows is not None and self.cols is not None:
-            images = self.rows @ images @ self.cols.T
-            if self.clip:
-                images = images.clip(0.0, 1.0)
+            images = images @ self.cols.T
+            images = self.rows @ (images.clip(0.0, 1.0) if self.clip else images)
+            images = images.clip(0.0, 1.0) if self.clip else images
         if self.mix is not None:
             n, _, h, w = images.shape
             images = (self.mix @ images.reshape(n, -1, h * w)).reshape(n, -1, h, w)
@@ -159,8 +161,8 @@ def affine_map(preprocess: Preprocess, size: tuple[int, int], channels_in: int, 
     crop = preprocess.crop or target
     rows = cols = None
     if (target, crop) != (size, size):
-        rows = _crop(resize_matrix(size[0], target[0], preprocess.filter), crop[0])
-        cols = _crop(resize_matrix(size[1], target[1], preprocess.filter), crop[1])
+        rows = _crop(resize_matrix(size[0], target[0], preprocess.filter), crop[0], preprocess.crop_rounding)
+        cols = _crop(resize_matrix(size[1], target[1], preprocess.filter), crop[1], preprocess.crop_rounding)
     mean = np.broadcast_to(np.asarray(preprocess.mean, np.float64), channels_out)
     std = np.broadcast_to(np.asarray(preprocess.std, np.float64), channels_out)
     return AffineMap(
@@ -199,13 +201,13 @@ def _mix(channels_in: int, channels_out: int, bgr: bool) -> NDArray[np.float32] 
     return np.ascontiguousarray(matrix, np.float32)
 
 
-def _crop(matrix: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+def _crop(matrix: NDArray[np.float32], size: int, rounding: str) -> NDArray[np.float32]:
     """Keep the ``size`` middle rows, adding rows of zeros where there are fewer (a centre crop)."""
     rows = len(matrix)
     if rows < size:
         before = (size - rows + 1) // 2
         return np.pad(matrix, ((before, size - rows - before), (0, 0)))
-    start = (rows - size) // 2
+    start = (rows - size) // 2 if rounding == "down" else round((rows - size) / 2)
     return np.ascontiguousarray(matrix[start : start + size])
 
 

@@ -103,6 +103,12 @@ class Artifact:
             raise ValueError(f"{self.target} has not been fetched")
         return self.root / self.entry
 
+    def local_files(self) -> list[Path]:
+        """Return the local paths of ``files``; the artifact must have been fetched."""
+        if self.root is None:
+            raise ValueError(f"{self.target} has not been fetched")
+        return [self.root / file.path for file in self.files]
+
 
 @dataclass(frozen=True)
 class Skipped:

@@ -1,0 +1,61 @@
+"""fp-audit tells whether a model is derived from a model that you own.
+
+The way through the house::
+
+    target --source--> Artifact --adapter--> Model --method.compare(fingerprint)--> Score --calibrate--> Finding --report-->
+
+Start reading here:
+
+- ``scanning``       what a caller asks for: ``scan``, ``compare``
+- ``audit``          the driver: one model down the access ladder, all outcomes to verdicts
+- ``registration``   ``register``: fingerprints, independents, nulls
+- ``attacking``      ``attack``: surrogates to try the fingerprints on
+- ``fingerprints/``  one method a file; ``attacks/`` one attack a file; ``sources/``, ``reports/``, ``cli/`` likewise
+- ``model``          the one interface of all models; ``adapters/fp_audit_adapters`` makes them
+- ``calibrate``      scores to p-values to verdicts
+- ``sandbox``        where suspects are opened
+
+Names below are imported when they are first used: ``import fp_audit`` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fp_audit.attacking import attack as attack
+    from fp_audit.loading import load as load
+    from fp_audit.registration import Plan as Plan
+    from fp_audit.registration import abilities as abilities
+    from fp_audit.registration import register as register
+    from fp_audit.scanning import ScanOptions as ScanOptions
+    from fp_audit.scanning import compare as compare
+    from fp_audit.scanning import scan as scan
+    from fp_audit.types import Finding as Finding
+    from fp_audit.types import Skipped as Skipped
+    from fp_audit.types import Verdict as Verdict
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Finding": "types",
+    "Plan": "registration",
+    "ScanOptions": "scanning",
+    "Skipped": "types",
+    "Verdict": "types",
+    "abilities": "registration",
+    "attack": "attacking",
+    "compare": "scanning",
+    "load": "loading",
+    "register": "registration",
+    "scan": "scanning",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605 (kept equal to the imports above by tests/test_public.py)
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 (PEP 562)
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fp_audit' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"fp_audit.{_HOMES[name]}"), name)

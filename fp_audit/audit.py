@@ -1,0 +1,278 @@
+"""The driver: for every target and every victim, cheapest access first, until the verdict is decided.
+
+identity (hashes of a listing, in this process) < weights (tensors) < queries (answers): everything that opens a
+suspect happens in a sandboxed child; this process reads listings, JSON and scores.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fp_audit import calibrate, plugins
+from fp_audit.comparison import Comparison, compare
+from fp_audit.engine import cores
+from fp_audit.errors import SandboxCrash, TargetError
+from fp_audit.model import LoadOptions
+from fp_audit.sandbox import Limits, Sandbox
+from fp_audit.subject import Subject
+from fp_audit.targets import Located, adapter
+from fp_audit.types import Access, Artifact, Cost, Evidence, Finding, Score, Skipped, Verdict
+from fp_audit.victims import Victim
+from fp_audit.worker import TASK, comparison_from_json, request
+
+LADDER = (Access.WEIGHTS, Access.QUERIES, Access.GRADIENTS)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a scan does with each model."""
+
+    victims: Mapping[Path, Victim]
+    """By the folder that a child reads them from."""
+    depth: Access = Access.QUERIES
+    alpha: float = 0.01
+    load: LoadOptions = LoadOptions()
+    limits: Limits = Limits()
+    exhaustive: bool = False
+    """Go down the whole ladder even when the verdict is decided (for the nulls of a victim)."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was found out about one model, before it is judged among the others."""
+
+    artifact: Artifact
+    evidence: Mapping[str, tuple[Evidence, ...]]
+    """By victim."""
+    silent: Mapping[str, Mapping[str, str]]
+    """Victim -> method -> why it did not vote."""
+    failure: str | None
+    """Why the ladder was left before its end."""
+    cost: Cost
+
+
+def run(
+    located: Sequence[Located | Skipped],
+    job: Job,
+    *,
+    jobs: int | None = None,
+    done: Callable[[Outcome | Skipped], None] = lambda _: None,
+) -> Iterator[Outcome | Skipped]:
+    """Examine models, several at a time, and yield each outcome as it comes.
+
+    Args:
+        located: from ``targets.locate``; what is ``Skipped`` already is passed on.
+        job: what to do with each.
+        jobs: models at a time; by default as many as there are cores.
+        done: told each outcome from the thread of the caller.
+    """
+    models = [item for item in located if isinstance(item, Located)]
+    pairs = max(1, len(models) * len(job.victims))
+    yield from (item for item in located if isinstance(item, Skipped))
+    if not models:
+        return
+    workers = max(1, min(jobs or cores(), len(models)))
+    threads = job.load.threads or max(1, cores() // workers)
+    job = replace(job, load=replace(job.load, threads=threads))
+    with Sandbox(job.limits) as sandbox:
+        _warm(sandbox, models, job)
+        pool = ThreadPoolExecutor(workers)
+        try:
+            for future in as_completed([pool.submit(examine, item, job, sandbox, pairs) for item in models]):
+                outcome = future.result()
+                done(outcome)
+                yield outcome
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _warm(sandbox: Sandbox, models: Sequence[Located], job: Job) -> None:
+    """Start the servers that the targets will surely need, so that they import while files are hashed."""
+    access = min(job.depth, Access.QUERIES)
+    if access > Access.IDENTITY:
+        for name in {item.artifact.adapter for item in models}:
+            sandbox.warm(_preload(name, access))
+
+
+def _preload(adapter_name: str, access: Access) -> tuple[str, ...]:
+    """Name what a child needs, our own modules included: what the server has imported no child imports again."""
+    kind = adapter(adapter_name)
+    methods = (plugins.load("fingerprints", name) for name in plugins.names("fingerprints"))
+    ours = {method.__module__ for method in methods if method.suspect_access == access}
+    return (*kind.preload[access], type(kind).__module__, *sorted(ours), "fp_audit.worker")
+
+
+def examine(item: Located, job: Job, sandbox: Sandbox, pairs: int) -> Outcome | Skipped:
+    """Take one model down the ladder against all victims.
+
+    Args:
+        item: the model.
+        job: what to do.
+        sandbox: opens it.
+        pairs: number of (model, victim) pairs of the scan; a p-value of alpha / pairs is decided whatever the others show.
+    """
+    start = time.monotonic()
+    state = _State(item.artifact, dict.fromkeys(job.victims, ()), {path: {} for path in job.victims})
+    try:
+        subject = Subject.of_artifact(item.artifact, adapter(item.artifact.adapter), job.load)
+        for path, victim in job.victims.items():
+            state.add(path, victim, compare(subject, victim, Access.IDENTITY))
+        for access in LADDER:
+            wanted = state.undecided(job, access, pairs)
+            if wanted:
+                if not state.opened:
+                    state.fetch(item)
+                state.descend(job, sandbox, access, wanted)
+    except TargetError as error:
+        if state.opened:
+            state.failure = str(error)
+        else:
+            return Skipped(item.artifact.target, str(error))
+    return state.outcome(job, time.monotonic() - start)
+
+
+@dataclass
+class _State:
+    """What is known about one model while it is examined."""
+
+    artifact: Artifact
+    evidence: dict[Path, tuple[Evidence, ...]]
+    silent: dict[Path, dict[str, str]]
+    opened: bool = False
+    """Whether a child has read the model: before that a failure means that nothing was examined."""
+    failure: str | None = None
+    queries: int = 0
+
+    def add(self, path: Path, victim: Victim, comparison: Comparison) -> None:
+        judged = tuple(evidence_of(name, score, victim, comparison.detail) for name, score in comparison.scores.items())
+        self.evidence[path] += judged
+        self.silent[path] |= comparison.silent
+        self.queries += comparison.queries
+
+    def undecided(self, job: Job, access: Access, pairs: int) -> dict[Path, list[str]]:
+        """Return, for each victim that is not decided, its methods of this access."""
+        if access > job.depth:
+            return {}
+        open_ = {
+            path: victim
+            for path, victim in job.victims.items()
+            if job.exhaustive or not _decided(self.evidence[path], job.alpha / pairs)
+        }
+        wanted = {path: _methods(victim, access) for path, victim in open_.items()}
+        return {path: methods for path, methods in wanted.items() if methods}
+
+    def fetch(self, item: Located) -> None:
+        """Make the files local; a child has another working directory, so their folder becomes absolute."""
+        fetched = item.source.fetch(self.artifact)
+        self.artifact = replace(fetched, root=Path(fetched.root or ".").absolute())
+
+    def descend(self, job: Job, sandbox: Sandbox, access: Access, wanted: dict[Path, list[str]]) -> None:
+        """Compare in a child."""
+        preload = _preload(self.artifact.adapter, access)
+        readable = [*self.artifact.local_files(), *wanted]
+        with sandbox.child(TASK, preload, readable=readable, gpu=job.load.device != "cpu") as child:
+            answer = child.call(request(self.artifact, job.load, access, wanted))
+        self.opened = True
+        try:
+            for path in wanted:
+                self.add(path, job.victims[path], comparison_from_json(answer[str(path)]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise SandboxCrash(f"the process that had it open sent a malformed answer ({error})") from None
+
+    def outcome(self, job: Job, seconds: float) -> Outcome:
+        size = sum(file.size for file in self.artifact.files) if self.artifact.root is not None else 0
+        return Outcome(
+            self.artifact,
+            {job.victims[path].name: found for path, found in self.evidence.items()},
+            {job.victims[path].name: why for path, why in self.silent.items()},
+            self.failure,
+            Cost(size, self.queries, seconds),
+        )
+
+
+def _methods(victim: Victim, access: Access) -> list[str]:
+    return [name for name in victim.fingerprints if plugins.load("fingerprints", name).suspect_access == access]
+
+
+def _decided(evidence: tuple[Evidence, ...], bound: float) -> bool:
+    return any(
+        item.detail.get("identical") or (item.p_value is not None and item.p_value <= bound / len(evidence))
+        for item in evidence
+    )
+
+
+def evidence_of(name: str, score: Score, victim: Victim, detail: Mapping[str, Any]) -> Evidence:
+    """Judge one score against the victim's null."""
+    method = plugins.load("fingerprints", name)
+    p, null = calibrate.p_value(score, victim.nulls.get(name), resolution=method.resolution)
+    extra = {"identical": True} if score.identical else {}
+    if null and null.get("exact_p", 1.0) <= calibrate.SUSPECTED:
+        extra["related"] = True
+    return Evidence(
+        method=name,
+        access=method.suspect_access,
+        score=score.value,
+        p_value=p,
+        null=null,
+        queries=score.queries,
+        statement=method.explain(score.value, score.detail, null),
+        detail={**score.detail, **detail, **extra},
+    )
+
+
+def conclude(outcomes: Sequence[Outcome], alpha: float) -> list[Finding]:
+    """Judge all outcomes of a scan together: combined p-values, q-values, verdicts."""
+    rows = [(outcome, victim, found) for outcome in outcomes for victim, found in outcome.evidence.items()]
+    p_values = [_combined(found) for _, _, found in rows]
+    tested = [p for p in p_values if p is not None]
+    q_values = iter(calibrate.q_values(tested) if tested else [])
+    return [
+        _finding(outcome, victim, p, next(q_values) if p is not None else None, alpha)
+        for (outcome, victim, _), p in zip(rows, p_values, strict=True)
+    ]
+
+
+def _combined(evidence: Sequence[Evidence]) -> float | None:
+    voting = [item.p_value for item in evidence if item.p_value is not None]
+    return calibrate.combine(voting) if voting else None
+
+
+def _finding(outcome: Outcome, victim: str, p: float | None, q: float | None, alpha: float) -> Finding:
+    evidence = outcome.evidence[victim]
+    verdict = calibrate.verdict(p, q, alpha)
+    if any(item.detail.get("identical") for item in evidence):
+        verdict = Verdict.IDENTICAL
+    elif verdict in (Verdict.INDEPENDENT, Verdict.SUSPECTED) and any(item.detail.get("related") for item in evidence):
+        verdict = Verdict.COMMON_ANCESTOR
+    elif verdict == Verdict.INDEPENDENT and outcome.failure:
+        verdict = Verdict.INCONCLUSIVE
+    artifact = outcome.artifact
+    return Finding(
+        target=artifact.target,
+        victim=victim,
+        verdict=verdict,
+        reason=_reason(verdict, evidence, outcome.silent[victim], outcome.failure),
+        adapter=artifact.adapter,
+        revision=artifact.revision,
+        p_value=p,
+        q_value=q,
+        evidence=evidence,
+        cost=outcome.cost,
+    )
+
+
+def _reason(verdict: Verdict, evidence: Sequence[Evidence], silent: Mapping[str, str], failure: str | None) -> str:
+    """Say in one sentence what the verdict rests on."""
+    voting = sorted((item for item in evidence if item.p_value is not None), key=lambda item: item.p_value or 0.0)
+    if verdict == Verdict.IDENTICAL:
+        return next(item.statement for item in evidence if item.detail.get("identical"))
+    if failure and verdict == Verdict.INCONCLUSIVE:
+        return f"could not be examined to the end: {failure}"
+    if not voting:
+        return next(iter(silent.values()), "no method with a null could be applied at this depth")
+    return voting[0].statement

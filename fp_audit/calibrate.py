@@ -1,0 +1,126 @@
+"""From scores to verdicts: null distributions, p-values, combination, multiple testing.
+
+A behavioural score means nothing by itself; its p-value is the chance that a model trained independently
+scores as high. Two are computed and the evidence shows both: the conformal one, which assumes nothing but
+cannot go below 1 / (n + 1), and a parametric tail, which can. The verdict follows the parametric one.
+
+Difference from the design: rates are not given a beta-binomial tail. Fitted to a dozen independents it
+ignores that its two parameters are estimates and rejects too often (``tests/test_calibrate.py`` measures
+this); a t prediction interval on the arcsine scale with the binomial noise as a floor does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fp_audit.types import Null, Score, Verdict
+
+MIN_NULL = 4
+"""With fewer independents than this no p-value is given."""
+
+SUSPECTED = 0.05
+"""p-value at or below which a finding is at least ``suspected``."""
+
+
+def conformal_p(value: float, null: NDArray[np.float64]) -> float:
+    """Return (1 + #{null >= value}) / (1 + n): valid for any distribution if suspect and null are exchangeable."""
+    return float((1 + (null >= value).sum()) / (1 + len(null)))
+
+
+def parametric_p(value: float, null: NDArray[np.float64], *, trials: int | None, resolution: float) -> float:
+    """Upper tail of the t prediction interval for one more independent, at ``value``.
+
+    ``t = (g(value) - mean) / (sd * sqrt(1 + 1/n))`` with n - 1 degrees of freedom, over ``g(null)``; for rates
+    ``g`` is the arcsine of the square root, which makes binomial noise the same size everywhere.
+
+    Args:
+        value: the suspect's score.
+        null: scores of n independents, n >= 2.
+        trials: number of answers behind a rate; None for a score that is not a rate.
+        resolution: least standard deviation to believe in, in units of the score (ignored for rates, whose
+            floor is the binomial noise ``1 / (2 sqrt(trials))`` on the arcsine scale).
+    """
+    from scipy.special import stdtr
+
+    x, sample = stabilised(np.array([value]), trials)[0], stabilised(null, trials)
+    floor = resolution if trials is None else 1.0 / (2.0 * np.sqrt(trials))
+    n = len(sample)
+    spread = max(float(sample.std(ddof=1)), floor) * np.sqrt(1.0 + 1.0 / n)
+    return float(max(stdtr(n - 1, -(x - sample.mean()) / spread), np.finfo(float).tiny))
+
+
+def stabilised(scores: NDArray[np.float64], trials: int | None) -> NDArray[np.float64]:
+    """Map rates to the arcsine scale; leave other scores alone."""
+    if trials is None:
+        return scores
+    return np.asarray(np.arcsin(np.sqrt(np.clip(scores, 0.0, 1.0))))
+
+
+def p_value(score: Score, null: Null | None, *, resolution: float) -> tuple[float | None, dict[str, float] | None]:
+    """Judge one score.
+
+    Returns:
+        The p-value that votes (None when neither an exact test nor enough independents exist) and a
+        description of the null for the report. An exact test is set aside when references fail it themselves: then
+        sharing weights with the victim is what independents of this family do.
+    """
+    if score.p_value is not None and not (null and null.related):
+        return score.p_value, None
+    if null is None or len(null.scores) < MIN_NULL:
+        return None, None
+    sample = np.asarray(null.scores, float)
+    p = parametric_p(score.value, sample, trials=score.trials, resolution=resolution)
+    about = {
+        "n": len(sample),
+        "mean": float(sample.mean()),
+        "max": float(sample.max()),
+        "conformal_p": conformal_p(score.value, sample),
+    }
+    if null.fit is not None:
+        about["fit_p"] = null.fit
+    if null.related and score.p_value is not None:
+        about["exact_p"] = score.p_value
+    return p, about
+
+
+def goodness_of_fit(null: Sequence[float], trials: int | None) -> float | None:
+    """Shapiro-Wilk p-value of the scores on the scale of ``parametric_p``; None when they do not vary or are too few."""
+    from scipy.stats import shapiro
+
+    sample = stabilised(np.asarray(null, float), trials)
+    if len(sample) < MIN_NULL or np.ptp(sample) == 0:
+        return None
+    return float(shapiro(sample).pvalue)
+
+
+def combine(p_values: Sequence[float]) -> float:
+    """Harmonic mean p-value of K methods that looked at the same model (Wilson, PNAS 2019).
+
+    Dependence between the methods does not break it: under perfect dependence it is exact, under independence it
+    exceeds its level by a few per cent of it at the levels used here (``tests/test_calibrate.py``). A method that
+    sees nothing (p near 1) costs at most a factor K.
+    """
+    values = np.asarray(p_values, float)
+    return float(min(1.0, len(values) / (1.0 / values).sum()))
+
+
+def q_values(p_values: Sequence[float]) -> list[float]:
+    """Benjamini-Hochberg: smallest false-discovery rate at which each finding would be reported."""
+    p = np.asarray(p_values, float)
+    order = np.argsort(p)[::-1]
+    ranked = p[order] * len(p) / np.arange(len(p), 0, -1)
+    q = np.empty_like(p)
+    q[order] = np.minimum.accumulate(ranked).clip(max=1.0)
+    return [float(v) for v in q]
+
+
+def verdict(p: float | None, q: float | None, alpha: float) -> Verdict:
+    """Turn a combined p-value and its q-value into a verdict; without a p-value it is ``inconclusive``."""
+    if p is None or q is None:
+        return Verdict.INCONCLUSIVE
+    if q <= alpha:
+        return Verdict.DERIVED
+    return Verdict.SUSPECTED if p <= SUSPECTED else Verdict.INDEPENDENT

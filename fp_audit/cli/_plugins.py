@@ -1,0 +1,26 @@
+"""Listing the plugins of a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+
+def show(kind: str, describe: Callable[[Any], list[str]]) -> None:
+    """Print each plugin of ``kind``: its name and summary, then the indented lines of ``describe``."""
+    from fp_audit import plugins
+
+    for name, plugin in plugins.load_all(kind).items():
+        click.echo(f"{name}: {plugin.summary}")
+        for line in describe(plugin):
+            click.echo(f"    {line}")
+
+
+def options_of(plugin: Any) -> str:  # noqa: ANN401
+    """Render the options of a plugin's constructor with their defaults."""
+    import inspect
+
+    parameters = inspect.signature(plugin).parameters.values()
+    return ", ".join(f"{parameter.name}={parameter.default}" for parameter in parameters) or "none"

@@ -1,0 +1,54 @@
+"""``fp-audit victims``."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.group("victims", short_help="List, show or remove registered victims.")
+def command() -> None:
+    """List, show or remove registered victims."""
+
+
+@command.command("list")
+def list_() -> None:
+    """List the registered victims."""
+    from fp_audit import victims
+
+    for name in victims.names():
+        about = victims.describe(name)
+        click.echo(
+            f"{name}  {about['source']}  {about['adapter']}  {', '.join(about['fingerprints'])}  {about['facts']['registered']}"
+        )
+    if not victims.names():
+        click.echo(f"no victim is registered under {victims.home()}", err=True)
+
+
+@command.command("show")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print everything that is stored, except arrays.")
+def show(name: str, as_json: bool) -> None:
+    """Show what is registered for NAME, and what each method can tell."""
+    from fp_audit import victims
+
+    if as_json:
+        click.echo(json.dumps(victims.describe(name), indent=1))
+        return
+    from fp_audit.cli.register import show_abilities
+    from fp_audit.registration import abilities
+
+    victim = victims.load(victims.folder(name))
+    click.echo(f"{victim.name}: {victim.source} ({victim.adapter}), registered {victim.facts['registered']}")
+    show_abilities(abilities(victim), victim.nulls)
+
+
+@command.command("remove")
+@click.argument("name")
+def remove(name: str) -> None:
+    """Delete the fingerprints of NAME."""
+    from fp_audit import victims
+
+    victims.remove(name)
+    click.echo(f"removed {name}")

@@ -1,0 +1,107 @@
+"""What a method must offer. The algorithm is in ``_generate`` and ``_compare``; the checks are here, in final drivers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, final
+
+import numpy as np
+
+from fp_audit.data import Labelled
+from fp_audit.errors import CorruptModel, DataError, UsageError
+from fp_audit.subject import Subject
+from fp_audit.types import Access, Fingerprint, Score
+
+
+class Method(ABC):
+    """One fingerprint: query set x representation x distance. Subclasses are final and only store their options.
+
+    A score is a similarity: larger means more alike.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    """One line for ``fp-audit methods``."""
+    paper: ClassVar[str]
+    withstands: ClassVar[str]
+    misses: ClassVar[str]
+    """What the method is known to survive and not to survive, in plain words."""
+    victim_access: ClassVar[Access]
+    """Needed to generate."""
+    suspect_access: ClassVar[Access]
+    """Needed to compare."""
+    needs_data: ClassVar[bool]
+    aligned: ClassVar[bool]
+    """Whether the suspect's classes must be brought into the victim's order first."""
+    resolution: ClassVar[float] = 0.0
+    """Least standard deviation of a null to believe in; ignored for rates (see ``calibrate.parametric_p``)."""
+    options: Mapping[str, Any]
+    """Every option that changes the result, set by the constructor."""
+
+    @final
+    def generate(self, victim: Subject, data: Labelled | None, *, seed: int) -> Fingerprint:
+        """Build the fingerprint of a victim.
+
+        Args:
+            victim: limited here to ``victim_access``.
+            data: labelled images of the victim's task; may be None for methods with ``needs_data = False``.
+            seed: everything random follows from it.
+
+        Raises:
+            DataError: the method needs data and got none, or the data do not fit.
+            AccessError: the victim does not offer ``victim_access``.
+        """
+        made = self._generate(victim.limited(self.victim_access), data, np.random.default_rng(seed))
+        queries = made.arrays.get("queries")
+        if queries is not None and (queries.dtype != np.uint8 or queries.ndim != 4):
+            raise TypeError(f"{self.name}: queries must be uint8 N x C x H x W, got {queries.dtype} {queries.shape}")
+        return Fingerprint(self.name, {**self.options, "seed": seed}, made.arrays, made.facts)
+
+    @final
+    def compare(self, fingerprint: Fingerprint, suspect: Subject) -> Score:
+        """Score a suspect against a fingerprint.
+
+        Raises:
+            UsageError: the fingerprint is another method's.
+            CorruptModel: the suspect answers with NaN or infinity.
+            NotApplicable: the method has nothing to say about this pair.
+            AccessError: the suspect does not offer ``suspect_access``.
+        """
+        if fingerprint.method != self.name:
+            raise UsageError(f"{self.name} was given a fingerprint of {fingerprint.method}")
+        score = self._compare(fingerprint, suspect.limited(self.suspect_access))
+        if not np.isfinite(score.value):
+            raise CorruptModel("it answers with NaN or infinity")
+        return score
+
+    @staticmethod
+    @abstractmethod
+    def explain(score: float, detail: Mapping[str, Any], null: Mapping[str, Any] | None) -> str:
+        """Say in plain words what a score means, to follow "the suspect ..."; ``null`` as in ``Evidence``."""
+
+    @final
+    def required(self, data: Labelled | None) -> Labelled:
+        """Return ``data``, or raise the ``DataError`` that says that this method needs it."""
+        if data is None:
+            raise DataError(f"{self.name} needs labelled images: pass --data, or leave {self.name} out of --methods")
+        return data
+
+    @abstractmethod
+    def _generate(self, victim: Subject, data: Labelled | None, rng: np.random.Generator) -> Fingerprint:
+        """Do the work of ``generate``; ``method`` and ``options`` of the result are filled in by the driver."""
+
+    @abstractmethod
+    def _compare(self, fingerprint: Fingerprint, suspect: Subject) -> Score:
+        """Do the work of ``compare``."""
+
+    def __repr__(self) -> str:
+        """Name the method with every option that changes its result."""
+        return f"{self.name}({', '.join(f'{key}={value}' for key, value in self.options.items())})"
+
+
+def versus(null: Mapping[str, Any] | None, form: str) -> str:
+    """Say what independents reach, to end an explanation; ``form`` formats one score."""
+    return (
+        f" (independents: {format(null['mean'], form)} on average, {format(null['max'], form)} at most)" if null else ""
+    )

@@ -1,0 +1,106 @@
+"""Query sets, and how answers are read, for more than one method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fp_audit.data import Labelled
+from fp_audit.errors import DataError
+from fp_audit.metrics import centred
+from fp_audit.model import BlackBox, as_images, as_probabilities
+from fp_audit.types import OutputKind, Outputs, Pixels
+
+BLOCK = 4096
+"""Images turned into floats at once when a whole data set is shown to the victim."""
+
+
+BLEND = (0.35, 0.65)
+"""Range of the weight of the first of two blended images."""
+
+CANDIDATES = 20
+"""Blends drawn for each one that is needed."""
+
+MARGINS = (0.25, 0.5)
+"""Quantiles of the victim's top-2 margin between which blends are taken: it hesitates, and int8 noise does not tip it."""
+
+
+@dataclass(frozen=True)
+class Hard:
+    """Images that the victim finds hard."""
+
+    pixels: Pixels
+    """N x C x H x W, uint8."""
+    answers: Outputs
+    """The victim's, N x K."""
+    facts: dict[str, Any]
+
+
+def hard_queries(victim: BlackBox, data: Labelled, budget: int, rng: np.random.Generator) -> Hard:
+    """Draw ``budget`` images that the victim misclassifies; where there are fewer, add blends that it hesitates on.
+
+    Mistakes are drawn at random (QuRD's negative sampling). A blend is a weighted mean of two images to which the
+    victim gives different labels (mixup, Zhang et al., ICLR 2018). Difference from the usual filling with correct images of
+    small margin: whoever trained on the same images gets those right too and so agrees with the victim. On a victim
+    without mistakes in its training data that made three of four independents ``derived``; nobody has trained on a blend.
+    """
+    answers = predict_pixels(victim, data.pixels)
+    wrong = np.flatnonzero(answers.argmax(axis=1) != data.labels)
+    chosen = np.sort(rng.permutation(wrong)[:budget])
+    pixels, shown = data.pixels[chosen], answers[chosen]
+    if len(chosen) < budget:
+        blends, more = _hesitant_blends(victim, data.pixels, answers.argmax(axis=1), budget - len(chosen), rng)
+        pixels, shown = np.concatenate([pixels, blends]), np.concatenate([shown, more])
+    facts = {
+        "queries": len(pixels),
+        "mistakes": len(chosen),
+        "blends": len(pixels) - len(chosen),
+        "mistakes_in_data": len(wrong),
+    }
+    return Hard(pixels, shown, facts)
+
+
+def _hesitant_blends(
+    victim: BlackBox, pixels: Pixels, labels: NDArray[np.intp], count: int, rng: np.random.Generator
+) -> tuple[Pixels, Outputs]:
+    """Return ``count`` blends of the middle-low margins, and the victim's answers to them."""
+    first, second = rng.integers(len(pixels), size=(2, CANDIDATES * count))
+    differ = labels[first] != labels[second]
+    first, second = first[differ], second[differ]
+    if len(first) < 2 * count:
+        raise DataError("the victim gives nearly all images one label: pass images of all its classes")
+    weight = rng.uniform(*BLEND, (len(first), 1, 1, 1))
+    blends = np.rint(weight * pixels[first] + (1 - weight) * pixels[second]).astype(np.uint8)
+    answers = predict_pixels(victim, blends)
+    top = np.sort(answers, axis=1)
+    margin = top[:, -1] - top[:, -2]
+    low, high = np.quantile(margin, MARGINS)
+    chosen = np.flatnonzero((margin >= low) & (margin <= high))[:count]
+    return blends[chosen], answers[chosen]
+
+
+def predict_pixels(model: BlackBox, pixels: Pixels) -> Outputs:
+    """Answer uint8 images of any number without holding all of them as floats."""
+    return np.concatenate([model.predict(as_images(pixels[i : i + BLOCK])) for i in range(0, len(pixels), BLOCK)])
+
+
+def centred_logits(answers: Outputs, kind: OutputKind) -> NDArray[np.float64]:
+    """Read logits up to their constant, N x K, also off a model that answers with less.
+
+    Probabilities give the same values through their logarithm. Where an answer hides entries (top-k, labels), .01
+    is added to each before renormalising, as SAC does for labels.
+    """
+    if kind == "logits":
+        return centred(answers)
+    return centred(np.log(np.maximum(shown_probabilities(answers, kind), 1e-7)))
+
+
+def shown_probabilities(answers: Outputs, kind: OutputKind) -> NDArray[np.float64]:
+    """Read probabilities, N x K; hidden entries of top-k and label answers are smoothed with .01."""
+    probabilities = np.asarray(as_probabilities(answers, kind), np.float64)
+    if kind in ("topk", "labels"):
+        probabilities = probabilities + 0.01
+    return probabilities / probabilities.sum(axis=1, keepdims=True)

@@ -1,0 +1,366 @@
+"""Registering a victim: fingerprints, independents to judge them against, and what can be told with both."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from fp_audit import audit, calibrate, data, plugins, references, victims
+from fp_audit.alignment import Probes, align, make_probes, settle
+from fp_audit.comparison import compare, method_of
+from fp_audit.engine import Progress, pick_device, silent
+from fp_audit.errors import DataError, NotApplicable, UsageError, VictimError
+from fp_audit.fingerprints import _base
+from fp_audit.fingerprints._base import Method
+from fp_audit.metrics import accuracy
+from fp_audit.model import BlackBox, LoadOptions, Memoised, as_images
+from fp_audit.preprocess import Preprocess
+from fp_audit.sources._base import SourceOptions
+from fp_audit.subject import Subject, file_digests
+from fp_audit.targets import adapter, locate, locate_one
+from fp_audit.types import Access, Artifact, Fingerprint, Null, Score, Skipped
+from fp_audit.victims import Victim
+
+LEAST_ACCURACY = 0.4
+"""A victim that is right on fewer of its owner's images (above chance) is not the model for these data."""
+
+RELATED = 1e-3
+"""p-value of an exact test at which a reference counts as related to the victim."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``register`` was asked to do."""
+
+    model: str
+    name: str
+    data: str | None = None
+    methods: tuple[str, ...] = ()
+    """Empty for all."""
+    queries: int = 100
+    references: tuple[str, ...] = ()
+    train_references: int = 0
+    seed: int = 0
+    device: str = "auto"
+    preprocess: Preprocess | None = None
+    offline: bool = False
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The victim, ready to be asked and differentiated."""
+
+    artifact: Artifact
+    subject: Subject
+    preprocess: Preprocess | None
+    labelled: data.Labelled | None
+    """The owner's images, labels in the order of the victim's outputs."""
+    probes: Probes | None
+
+
+def register(plan: Plan, *, progress: Progress = silent) -> Victim:
+    """Build a victim (see ``build``) and store it in the register.
+
+    Raises:
+        VictimError: the name is taken or impossible.
+    """
+    where = victims.folder(plan.name)
+    if where.exists():
+        raise VictimError(
+            f"a victim called {plan.name!r} exists: remove it with `fp-audit victims remove {plan.name}`, "
+            "or choose another name"
+        )
+    victim = build(plan, progress=progress)
+    victims.save(victim, where)
+    return victim
+
+
+def build(plan: Plan, *, progress: Progress = silent) -> Victim:
+    """Generate a model's fingerprints and score independents against them.
+
+    Each finished fingerprint and reference is kept in the cache under FP_AUDIT_HOME: after an interruption the
+    same call goes on where it stopped.
+
+    Raises:
+        UsageError: a path, method or option is wrong, or the data do not fit the model.
+        TargetError: the model cannot be opened.
+    """
+    chosen = _methods(plan)
+    progress("opening the model", 0.0)
+    opened = _open(plan)
+    fingerprints = _fingerprints(plan, opened, chosen, progress)
+    victim = Victim(
+        name=plan.name,
+        source=opened.artifact.target,
+        revision=opened.artifact.revision,
+        adapter=opened.artifact.adapter,
+        probes=opened.probes,
+        preprocess=opened.preprocess,
+        fingerprints=fingerprints,
+        nulls={},
+    )
+    itself = _own_scores(victim, opened.subject)
+    nulls, about = _nulls(plan, victim, opened, itself, progress)
+    facts = {
+        **_facts(plan, opened),
+        "own_scores": {name: asdict(score) for name, score in itself.items()},
+        "references": about,
+    }
+    return replace(victim, nulls=nulls, facts=facts)
+
+
+def _methods(plan: Plan) -> list[Method]:
+    """Return the methods that were asked for, or all that can be built from what was given."""
+    if plan.queries < 1:
+        raise UsageError(f"--queries {plan.queries}: expected at least 1")
+    built = []
+    for name in plan.methods or plugins.names("fingerprints"):
+        kind = plugins.load("fingerprints", name)
+        if not plan.methods and kind.needs_data and plan.data is None:
+            continue
+        budget = {"queries": plan.queries} if kind.suspect_access >= Access.QUERIES else {}
+        built.append(kind(**budget))
+    return built
+
+
+def _open(plan: Plan) -> _Opened:
+    located = locate_one(plan.model, SourceOptions(offline=plan.offline))
+    artifact = located.source.fetch(located.artifact)
+    kind = adapter(artifact.adapter)
+    options = LoadOptions(device=pick_device(plan.device), preprocess=plan.preprocess)
+    if plan.data is None:
+        return _Opened(artifact, Subject.of_artifact(artifact, kind, options), plan.preprocess, None, None)
+    opened = kind.load(artifact, options)
+    size = (opened.spec.height, opened.spec.width) if opened.spec.height and opened.spec.width else None
+    labelled = data.load(plan.data, size=size, seed=plan.seed)
+    settled = settle(opened, make_probes(labelled, seed=plan.seed))
+    model, labelled = _in_order(settled.model, labelled, plan)
+    found = settled.preprocess or plan.preprocess
+    probes = make_probes(labelled, seed=plan.seed)
+    probes = replace(probes, count=model.predict(as_images(probes.pixels[:1])).shape[1])
+    probes = replace(probes, accuracy=accuracy(model.predict(as_images(probes.pixels)), probes.labels))
+    subject = Subject.of_artifact(artifact, kind, replace(options, preprocess=found)).seen_as(Memoised(model))
+    return _Opened(artifact, subject, found, labelled, probes)
+
+
+def _in_order(model: BlackBox, labelled: data.Labelled, plan: Plan) -> tuple[BlackBox, data.Labelled]:
+    """Renumber the data's labels in the order of the victim's outputs.
+
+    Raises:
+        DataError: the victim does not know these classes.
+    """
+    probes = make_probes(labelled, seed=plan.seed, accuracy=2 * LEAST_ACCURACY)
+    try:
+        alignment = align(model, probes)
+    except NotApplicable as error:
+        raise DataError(
+            f"{plan.data} does not fit {plan.model}: {error}. Pass the data that the model was made for, or --preprocess"
+        ) from None
+    order = alignment.order
+    return model, replace(labelled, labels=order[labelled.labels], classes=model.classes or _renamed(labelled, order))
+
+
+def _renamed(labelled: data.Labelled, order: np.ndarray) -> tuple[str, ...] | None:
+    """Name the victim's outputs after the data's classes, where the two correspond one to one."""
+    if labelled.classes is None or sorted(order) != list(range(len(labelled.classes))):
+        return None
+    return tuple(labelled.classes[i] for i in np.argsort(order))
+
+
+def _fingerprints(plan: Plan, opened: _Opened, methods: Sequence[Method], progress: Progress) -> dict[str, Fingerprint]:
+    made = {}
+    for done, method in enumerate(methods):
+        progress(f"generating {method.name}", done / len(methods))
+        cached = victims.home() / "cache" / "fingerprints" / f"{_key(plan, opened, method)}"
+        fingerprint = victims.load_fingerprint(cached)
+        if fingerprint is None:
+            try:
+                fingerprint = method.generate(opened.subject, opened.labelled, seed=plan.seed)
+            except NotApplicable as error:
+                progress(f"{method.name} is left out: {error}", done / len(methods))
+                continue
+            victims.save_fingerprint(fingerprint, cached)
+        made[method.name] = fingerprint
+    progress("fingerprints generated", 1.0)
+    if not made:
+        raise UsageError("no method could be registered: pass --data, or other --methods")
+    return made
+
+
+def _key(plan: Plan, opened: _Opened, method: Method) -> str:
+    """Name a fingerprint by everything that determines it."""
+    files = sorted(opened.subject.hashed(file).sha256 or "" for file in opened.artifact.files)
+    preprocess = opened.preprocess and opened.preprocess.to_json()
+    folder = Path(_base.__file__).parent
+    code = [file_digests(path)["sha256"] for path in sorted(folder.glob("*.py"))]
+    parts = [files, opened.labelled and opened.labelled.digest, preprocess, repr(method), plan.seed, _versions(), code]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _own_scores(victim: Victim, subject: Subject) -> dict[str, Score]:
+    """Score the victim against its own fingerprints: what an exact copy would get."""
+    scores: dict[str, Score] = {}
+    for access in (Access.WEIGHTS, Access.QUERIES):
+        scores |= compare(subject, victim, access).scores
+    return scores
+
+
+def _nulls(
+    plan: Plan, victim: Victim, opened: _Opened, itself: Mapping[str, Score], progress: Progress
+) -> tuple[dict[str, Null], list[dict[str, Any]]]:
+    """Score the independents that were given or are to be trained; describe each for the record."""
+    rows: list[tuple[str, Mapping[str, Score]]] = []
+    about: list[dict[str, Any]] = []
+    if plan.references:
+        for name, scores, note in _given(plan, victim, opened, progress):
+            rows.append((name, scores))
+            about.append({"name": name, "kind": "given", **note})
+    if plan.train_references:
+        for name, scores, note in _trained(plan, victim, opened, progress):
+            rows.append((name, scores))
+            about.append({"name": name, "kind": "trained", **note})
+    return {
+        method: _null(method, rows, itself) for method in victim.fingerprints if any(method in s for _, s in rows)
+    }, about
+
+
+def _null(method: str, rows: Sequence[tuple[str, Mapping[str, Score]]], itself: Mapping[str, Score]) -> Null:
+    scored = [(name, scores[method]) for name, scores in rows if method in scores]
+    values = tuple(score.value for _, score in scored)
+    trials = itself[method].trials if method in itself else None
+    related = any(score.p_value is not None and score.p_value <= RELATED for _, score in scored)
+    return Null(values, tuple(name for name, _ in scored), calibrate.goodness_of_fit(values, trials), related)
+
+
+def _trained(
+    plan: Plan, victim: Victim, opened: _Opened, progress: Progress
+) -> Sequence[tuple[str, Mapping[str, Score], dict[str, Any]]]:
+    if opened.labelled is None or opened.probes is None:
+        raise DataError("--train-references needs labelled images: pass --data")
+    shown = [
+        fingerprint.arrays["queries"] for fingerprint in victim.fingerprints.values() if "queries" in fingerprint.arrays
+    ]
+    unseen = _without(opened.labelled, [*shown, opened.probes.pixels])
+    specs = references.plan(plan.train_references, unseen, opened.probes.count, seed=plan.seed)
+    cache = victims.home() / "cache" / "references"
+    rows = []
+    for reference in references.train(specs, unseen, cache=cache, device=pick_device(plan.device), progress=progress):
+        scores = compare(Subject.of_model(reference), victim, Access.QUERIES).scores
+        reached = accuracy(reference.predict(as_images(opened.probes.pixels)), opened.probes.labels)
+        rows.append((reference.name, scores, {"accuracy": reached}))
+    return sorted(rows, key=lambda row: row[0])
+
+
+def _without(labelled: data.Labelled, shown: Sequence[np.ndarray]) -> data.Labelled:
+    """Leave out images that independents must not have seen."""
+    digests = {hashlib.sha256(image.tobytes()).digest() for images in shown for image in images}
+    keep = [hashlib.sha256(image.tobytes()).digest() not in digests for image in labelled.pixels]
+    return labelled.take(np.flatnonzero(keep))
+
+
+def _given(
+    plan: Plan, victim: Victim, opened: _Opened, progress: Progress
+) -> Sequence[tuple[str, Mapping[str, Score], dict[str, Any]]]:
+    """Score models that the owner vouches for, the way suspects are scored: in the sandbox.
+
+    Raises:
+        UsageError: one of them cannot be judged, or is the victim.
+    """
+    located = list(locate(plan.references, SourceOptions(offline=plan.offline)))
+    rows = []
+    with TemporaryDirectory() as folder:
+        where = Path(folder) / victim.name
+        victims.save(victim, where)
+        job = audit.Job({where: victim}, load=LoadOptions(device=pick_device(plan.device)), exhaustive=True)
+        for done, outcome in enumerate(audit.run(located, job)):
+            progress("scoring the given references", done / len(located))
+            if isinstance(outcome, Skipped) or outcome.failure:
+                reason = outcome.reason if isinstance(outcome, Skipped) else outcome.failure
+                name = outcome.target if isinstance(outcome, Skipped) else outcome.artifact.target
+                raise UsageError(f"--references {name}: {reason}. Leave it out or repair it")
+            found = outcome.evidence[victim.name]
+            if any(item.detail.get("identical") for item in found):
+                raise UsageError(
+                    f"--references {outcome.artifact.target}: is the victim itself, not an independent model"
+                )
+            scores = {item.method: Score(item.score, item.p_value) for item in found}
+            rows.append((outcome.artifact.target, scores, {"silent": dict(outcome.silent[victim.name])}))
+    return sorted(rows, key=lambda row: row[0])
+
+
+def _facts(plan: Plan, opened: _Opened) -> dict[str, Any]:
+    return {
+        "registered": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": plan.seed,
+        "device": pick_device(plan.device),
+        "versions": _versions(),
+        "data": data.summary(opened.labelled) if opened.labelled else None,
+        "files": [asdict(opened.subject.hashed(file)) for file in opened.artifact.files],
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("fp-audit", "numpy", "torch", "onnxruntime", "transformers", "timm")
+    return {name: importlib.metadata.version(name) for name in packages}
+
+
+@dataclass(frozen=True)
+class Ability:
+    """What one method can tell about a victim."""
+
+    method: str
+    access: Access
+    queries: int
+    own_score: float | None
+    """What an exact copy gets."""
+    null: Null | None
+    threshold: float | None
+    """Score from which one suspect alone is ``derived``; None if no score is."""
+    statement: str
+
+
+def abilities(victim: Victim, alpha: float = 0.01) -> list[Ability]:
+    """Say what each of a victim's methods can and cannot tell, at level ``alpha`` for a single suspect."""
+    return [_ability(victim, name, alpha) for name in victim.fingerprints]
+
+
+def _ability(victim: Victim, name: str, alpha: float) -> Ability:
+    method = method_of(victim.fingerprints[name])
+    own = victim.facts["own_scores"].get(name)
+    null = victim.nulls.get(name)
+    queries = len(victim.fingerprints[name].arrays.get("queries", ()))
+    threshold = None
+    if method.suspect_access < Access.QUERIES:
+        statement = f"exact test, needs no independents. Withstands {method.withstands}. Misses {method.misses}"
+    elif null is None or len(null.scores) < calibrate.MIN_NULL:
+        statement = f"shown, but does not vote: needs {calibrate.MIN_NULL} independents or more (--references, --train-references)"
+    else:
+        threshold = _threshold(own["value"], null, own["trials"], method.resolution, alpha)
+        statement = f"independents reach {max(null.scores):.2f}; "
+        if threshold is None:
+            statement += "too close to a copy: cannot tell one from the other"
+        else:
+            statement += f"derived from {threshold:.2f} on (a copy has {own['value']:.2f}). Misses {method.misses}"
+    return Ability(name, method.suspect_access, queries, own and own["value"], null, threshold, statement)
+
+
+def _threshold(own: float, null: Null, trials: int | None, resolution: float, alpha: float) -> float | None:
+    """Find the smallest score with p <= alpha by bisection between the null's mean and an exact copy's score."""
+    sample = np.asarray(null.scores)
+    low, high = float(sample.mean()), own
+    if calibrate.parametric_p(high, sample, trials=trials, resolution=resolution) > alpha:
+        return None
+    for _ in range(40):
+        middle = (low + high) / 2
+        p = calibrate.parametric_p(middle, sample, trials=trials, resolution=resolution)
+        low, high = (low, middle) if p <= alpha else (middle, high)
+    return high

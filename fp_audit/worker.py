@@ -1,0 +1,98 @@
+"""What runs inside the sandbox: open one suspect, compare it with the victims, answer with scores.
+
+Requests and answers are JSON values. The child keeps the suspect open between requests about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fp_audit import victims
+from fp_audit.comparison import Comparison, compare
+from fp_audit.model import LoadOptions
+from fp_audit.preprocess import Preprocess
+from fp_audit.subject import Subject
+from fp_audit.targets import adapter
+from fp_audit.types import Access, Artifact, File, Score
+
+TASK = "fp_audit.worker:Worker"
+
+
+class Worker:
+    """Handles the requests of one child process."""
+
+    def __init__(self) -> None:
+        self._open: tuple[Any, Subject] | None = None
+
+    def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Compare: ``{artifact, options, access, victims: {folder: [methods]}}`` -> ``{folder: comparison}``."""
+        subject = self._subject(request["artifact"], request["options"])
+        access = Access(request["access"])
+        answer = {}
+        for folder, methods in request["victims"].items():
+            victim = victims.load(Path(folder), methods)
+            answer[folder] = comparison_to_json(compare(subject, victim, access))
+        return answer
+
+    def _subject(self, artifact: dict[str, Any], options: dict[str, Any]) -> Subject:
+        key = (artifact, options)
+        if self._open is None or self._open[0] != key:
+            found = artifact_from_json(artifact)
+            self._open = key, Subject.of_artifact(found, adapter(found.adapter), _options_from_json(options))
+        return self._open[1]
+
+
+def request(
+    artifact: Artifact, options: LoadOptions, access: Access, wanted: Mapping[Path, list[str]]
+) -> dict[str, Any]:
+    """Build what ``Worker`` takes."""
+    return {
+        "artifact": {**asdict(artifact), "root": str(artifact.root)},
+        "options": {**asdict(options), "preprocess": options.preprocess and options.preprocess.to_json()},
+        "access": int(access),
+        "victims": {str(folder): methods for folder, methods in wanted.items()},
+    }
+
+
+def artifact_from_json(data: dict[str, Any]) -> Artifact:
+    """Restore an artifact that was sent."""
+    return Artifact(**{**data, "root": Path(data["root"]), "files": tuple(File(**file) for file in data["files"])})
+
+
+def _options_from_json(data: dict[str, Any]) -> LoadOptions:
+    preprocess = Preprocess.from_json(data["preprocess"]) if data["preprocess"] else None
+    return LoadOptions(**{**data, "preprocess": preprocess})
+
+
+def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
+    """Turn a comparison into JSON values."""
+    return {**asdict(comparison), "scores": {name: asdict(score) for name, score in comparison.scores.items()}}
+
+
+def comparison_from_json(data: dict[str, Any]) -> Comparison:
+    """Restore a comparison that was sent; the sender is not trusted to have sent the right types.
+
+    Raises:
+        ValueError: it is not a comparison.
+    """
+    try:
+        scores = {str(name): _score(score) for name, score in data["scores"].items()}
+        silent = {str(name): str(reason)[:500] for name, reason in data["silent"].items()}
+        return Comparison(scores, silent, int(data["queries"]), dict(data["detail"]))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"not a comparison: {error}") from None
+
+
+def _score(data: dict[str, Any]) -> Score:
+    p = data["p_value"]
+    return Score(
+        value=float(data["value"]),
+        p_value=None if p is None else min(1.0, max(float(p), 0.0)),
+        identical=data["identical"] is True,
+        queries=int(data["queries"]),
+        trials=None if data["trials"] is None else int(data["trials"]),
+        detail=dict(data["detail"]),
+    )
