@@ -2,7 +2,7 @@
 
 The way through the house::
 
-    target --source--> Artifact --adapter--> Model --method.compare(fingerprint)--> Score --calibrate--> Finding --report-->
+    target --source--> Artifact --adapter--> Model --method.compare(fingerprint)--> Score --calibrate--> Finding
 
 Start reading here:
 

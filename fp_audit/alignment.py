@@ -44,7 +44,7 @@ class Probes:
 
 
 def make_probes(data: Labelled, *, seed: int, accuracy: float = 1.0) -> Probes:
-    """Draw probes from labelled images: four a class, at least 64 and at most 400, as evenly over the classes as they come.
+    """Draw probes from labelled images: four a class, but 64 to 400, as evenly over the classes as they come.
 
     Args:
         data: images of the victim's task.
@@ -139,7 +139,8 @@ def align(suspect: BlackBox, probes: Probes) -> Alignment:
     chance = 1.0 / probes.count
     if reached < chance + ENOUGH * (probes.accuracy - chance):
         raise NotApplicable(
-            f"it is right on {reached:.0%} of the victim's probe images (the victim on {probes.accuracy:.0%}): another task, or its classes or preprocessing could not be found out"
+            f"it is right on {reached:.0%} of the victim's probe images (the victim on {probes.accuracy:.0%}): "
+            "another task, or its classes or preprocessing could not be found out"
         )
     return Alignment(Reordered(suspect, order, probes.classes), order, how, reached)
 

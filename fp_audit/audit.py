@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ class Job:
     """By the folder that a child reads them from."""
     depth: Access = Access.QUERIES
     alpha: float = 0.01
-    load: LoadOptions = LoadOptions()
-    limits: Limits = Limits()
+    load: LoadOptions = field(default_factory=LoadOptions)
+    limits: Limits = field(default_factory=Limits)
     exhaustive: bool = False
     """Go down the whole ladder even when the verdict is decided (for the nulls of a victim)."""
 
@@ -96,10 +96,10 @@ def _warm(sandbox: Sandbox, models: Sequence[Located], job: Job) -> None:
     access = min(job.depth, Access.QUERIES)
     if access > Access.IDENTITY:
         for name in {item.artifact.adapter for item in models}:
-            sandbox.warm(_preload(name, access))
+            sandbox.warm(preload(name, access))
 
 
-def _preload(adapter_name: str, access: Access) -> tuple[str, ...]:
+def preload(adapter_name: str, access: Access) -> tuple[str, ...]:
     """Name what a child needs, our own modules included: what the server has imported no child imports again."""
     kind = adapter(adapter_name)
     methods = (plugins.load("fingerprints", name) for name in plugins.names("fingerprints"))
@@ -114,7 +114,7 @@ def examine(item: Located, job: Job, sandbox: Sandbox, pairs: int) -> Outcome | 
         item: the model.
         job: what to do.
         sandbox: opens it.
-        pairs: number of (model, victim) pairs of the scan; a p-value of alpha / pairs is decided whatever the others show.
+        pairs: number of (model, victim) pairs of the scan; p <= alpha / pairs is decided whatever the others show.
     """
     start = time.monotonic()
     state = _State(item.artifact, dict.fromkeys(job.victims, ()), {path: {} for path in job.victims})
@@ -173,9 +173,9 @@ class _State:
 
     def descend(self, job: Job, sandbox: Sandbox, access: Access, wanted: dict[Path, list[str]]) -> None:
         """Compare in a child."""
-        preload = _preload(self.artifact.adapter, access)
+        modules = preload(self.artifact.adapter, access)
         readable = [*self.artifact.local_files(), *wanted]
-        with sandbox.child(TASK, preload, readable=readable, gpu=job.load.device != "cpu") as child:
+        with sandbox.child(TASK, modules, readable=readable, gpu=job.load.device != "cpu") as child:
             answer = child.call(request(self.artifact, job.load, access, wanted))
         self.opened = True
         try:
@@ -275,4 +275,6 @@ def _reason(verdict: Verdict, evidence: Sequence[Evidence], silent: Mapping[str,
         return f"could not be examined to the end: {failure}"
     if not voting:
         return next(iter(silent.values()), "no method with a null could be applied at this depth")
+    if verdict == Verdict.INDEPENDENT and not any(item.access >= Access.QUERIES for item in voting):
+        return f"{voting[0].statement}; whether it learned from the victim's answers was not judged"
     return voting[0].statement

@@ -87,7 +87,7 @@ def p_value(score: Score, null: Null | None, *, resolution: float) -> tuple[floa
 
 
 def goodness_of_fit(null: Sequence[float], trials: int | None) -> float | None:
-    """Shapiro-Wilk p-value of the scores on the scale of ``parametric_p``; None when they do not vary or are too few."""
+    """Shapiro-Wilk p-value of the scores on the scale of ``parametric_p``; None if they are too few or all equal."""
     from scipy.stats import shapiro
 
     sample = stabilised(np.asarray(null, float), trials)

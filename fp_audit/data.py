@@ -57,8 +57,8 @@ class Labelled:
     def digest(self) -> str:
         """Hex sha256 over shape, pixels and labels."""
         state = hashlib.sha256(repr(self.pixels.shape).encode())
-        state.update(np.ascontiguousarray(self.pixels))
-        state.update(np.ascontiguousarray(self.labels, "<i8"))
+        state.update(np.ascontiguousarray(self.pixels).data)
+        state.update(np.ascontiguousarray(self.labels, "<i8").data)
         return state.hexdigest()
 
     def take(self, index: NDArray[np.integer]) -> Labelled:
@@ -113,7 +113,7 @@ def _from_npz(path: Path, split: str | None) -> Labelled:
                 f"{path}: holds {', '.join(arrays) or 'nothing'}; expected an array called {' or '.join(wanted)}"
             )
         found[role] = arrays[held[0]]
-    names = tuple(map(str, arrays["classes"])) if "classes" in arrays else None
+    classes = tuple(map(str, arrays["classes"])) if "classes" in arrays else None
     labels = found["labels"].reshape(-1)
     if (
         not np.issubdtype(labels.dtype, np.integer)
@@ -121,12 +121,13 @@ def _from_npz(path: Path, split: str | None) -> Labelled:
         or (len(labels) and labels.min() < 0)
     ):
         raise DataError(
-            f"{path}: labels are {labels.dtype} {labels.shape} for {len(found['images'])} images; expected one class index >= 0 each"
+            f"{path}: labels are {labels.dtype} {labels.shape} for {len(found['images'])} images; "
+            "expected one class index >= 0 each"
         )
     return Labelled(
         _as_pixels(found["images"], str(path)),
         labels.astype(np.int64),
-        names,
+        classes,
         f"{path.name}:{split}" if split else path.name,
     )
 
@@ -137,7 +138,8 @@ def _as_pixels(images: NDArray[Any], where: str) -> Pixels:
         images = images[:, None]
     if images.ndim != 4 or not {images.shape[1], images.shape[-1]} & {1, 3}:
         raise DataError(
-            f"{where}: images have shape {images.shape}; expected N x H x W, N x H x W x C or N x C x H x W with 1 or 3 channels"
+            f"{where}: images have shape {images.shape}; "
+            "expected N x H x W, N x H x W x C or N x C x H x W with 1 or 3 channels"
         )
     if images.shape[1] not in (1, 3):
         images = images.transpose(0, 3, 1, 2)
@@ -178,7 +180,7 @@ def _arguments(where: str) -> dict[str, Any]:
 
 
 def _folder_arguments(folder: Path) -> dict[str, Any]:
-    """Parquet files, if there are any, grouped by split (``train.parquet``, ``train-00000-of-00002.parquet``); else images."""
+    """Parquet files grouped by split (``train.parquet``, ``train-00000-of-00002.parquet``), else images."""
     groups: dict[str, list[str]] = {}
     for path in sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")]):
         groups.setdefault(path.stem.split("-")[0], []).append(str(path))

@@ -6,7 +6,7 @@ Torch is imported inside the functions: whoever only compares answers never pays
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +118,7 @@ def fit(
             batch = _augment(images[index].to(device).float() / 255.0, recipe, generator)
             loss = cross_entropy(network(batch), wanted[index.to(device)])
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             if after_step is not None:
@@ -147,7 +147,7 @@ def _optimizer(
     return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
-def _batches(count: int, size: int, steps: int, generator: torch.Generator):  # noqa: ANN202
+def _batches(count: int, size: int, steps: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
     """Yield ``steps`` index batches, each image once an epoch; a last batch of one image is not made (BatchNorm)."""
     import torch
 

@@ -1,4 +1,4 @@
-"""Pure functions on arrays: similarities of answers, and the quality of a detector. Nothing is rounded, printed or loaded."""
+"""Pure functions on arrays: similarities of answers, quality of a detector. Nothing is rounded, printed or loaded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def matching_rate(answers: Floats, labels: NDArray[np.integer]) -> float:
 def centred(answers: Floats) -> NDArray[np.float64]:
     """Subtract each row's mean: removes the constant that softmax cannot see. N x K."""
     wide = np.asarray(answers, np.float64)
-    return wide - wide.mean(axis=1, keepdims=True)
+    return np.asarray(wide - wide.mean(axis=1, keepdims=True))
 
 
 def mean_cosine(a: Floats, b: Floats) -> float:

@@ -111,7 +111,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def tensors(self, artifact: Artifact) -> dict[str, NDArray[Any]]:
-        """Read every tensor of a fetched artifact, dequantised to float where it is stored as int8, without building the model."""
+        """Read every tensor of a fetched artifact, int8 ones dequantised, without building the model."""
 
     @abstractmethod
     def load(self, artifact: Artifact, options: LoadOptions) -> BlackBox | Unprepared:
@@ -188,7 +188,7 @@ class Memoised(_Wrapper):
 
     def predict(self, images: Images) -> Outputs:
         """See ``BlackBox.predict``."""
-        key = hashlib.sha256(np.ascontiguousarray(images)).digest() + repr(images.shape).encode()
+        key = hashlib.sha256(np.ascontiguousarray(images).data).digest() + repr(images.shape).encode()
         if key not in self._answers:
             self._answers[key] = self._model.predict(images)
         return self._answers[key]
@@ -226,7 +226,7 @@ class LabelOnly(_Wrapper):
     def predict(self, images: Images) -> Outputs:
         """Answer with N x K rows that hold a single one."""
         answers = self._model.predict(images)
-        return np.eye(answers.shape[1], dtype=np.float32)[answers.argmax(axis=1)]
+        return np.asarray(np.eye(answers.shape[1], dtype=np.float32)[answers.argmax(axis=1)])
 
 
 class Reordered(_Wrapper):

@@ -46,7 +46,7 @@ class Preprocess:
     crop: tuple[int, int] | None = None
     """Height, width of the centre crop after resizing; padded with zeros where the image is smaller."""
     crop_rounding: Literal["down", "even"] = "down"
-    """Where an odd number of pixels is cut: ``down`` as transformers does, ``even`` (to even) as torchvision and timm."""
+    """Where an odd number of pixels is cut: ``down`` as transformers does, to ``even`` as torchvision and timm do."""
     filter: Filter = "bilinear"
     scale: float = 1.0
     """1 for networks that take [0, 1] before normalising, 255 for 0..255."""
@@ -62,7 +62,10 @@ class Preprocess:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """Restore from ``to_json``."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        restored: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+        }
+        return cls(**restored)
 
     def describe(self) -> str:
         """Return a short text for reports, for example ``ImageNet mean/std``."""
@@ -132,7 +135,7 @@ class AffineMap:
     bias: NDArray[np.float32]
     """C' x 1 x 1."""
 
-    def __call__(self, images: Any) -> Any:
+    def __call__(self, images: Any) -> Any:  # noqa: ANN401 (numpy or torch)
         """Map N x C x H x W images in [0, 1] to N x C' x H' x W' network inputs.
 
         The fields must be of the same kind (numpy arrays, or torch tensors of one device) as ``images``.
@@ -240,7 +243,7 @@ def resize_matrix(size_in: int, size_out: int, filter: Filter) -> NDArray[np.flo
     if filter == "nearest":
         matrix = np.zeros((size_out, size_in))
         matrix[np.arange(size_out), np.minimum(centres.astype(int), size_in - 1)] = 1.0
-        return matrix.astype(np.float32)
+        return np.asarray(matrix, np.float32)
     stretch = max(scale, 1.0)
     distance = (np.arange(size_in) + 0.5)[None, :] - centres[:, None]
     support = _SUPPORT[filter] * stretch
@@ -249,4 +252,4 @@ def resize_matrix(size_in: int, size_out: int, filter: Filter) -> NDArray[np.flo
     index = np.arange(size_in)
     inside = (index >= first[:, None]) & (index < last[:, None])
     matrix = np.where(inside, _kernel(filter, distance / stretch), 0.0)
-    return (matrix / matrix.sum(axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(matrix / matrix.sum(axis=1, keepdims=True), np.float32)

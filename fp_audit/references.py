@@ -76,8 +76,8 @@ class Reference:
 def plan(count: int, data: Labelled, classes: int, *, seed: int) -> list[ReferenceSpec]:
     """Choose ``count`` different references for a data set.
 
-    Families, widths, subsets (all or 70 % of the images), optimisers and augmentation rotate with different periods, so that any
-    dozen of them differs in all of these. Photographs (three channels) may be flipped; digits and the like not.
+    Families, widths, subsets (all or 70 % of the images), optimisers and augmentation rotate with different periods,
+    so that a dozen differs in all of these. Photographs (three channels) may be flipped; digits and the like not.
     """
     epochs = min(MAX_EPOCHS, max(2.0, SEEN_IMAGES / len(data)))
     specs = []
@@ -99,7 +99,7 @@ def plan(count: int, data: Labelled, classes: int, *, seed: int) -> list[Referen
                 family=family,
                 width=(16, 24, 32)[(i // 4) % 3],
                 classes=classes,
-                shape=data.pixels.shape[1:],  # type: ignore[arg-type]
+                shape=data.pixels.shape[1:],
                 share=1.0 if i % 5 < 3 else 0.7,
                 recipe=recipe,
                 seed=_seed(seed, i),
@@ -216,7 +216,8 @@ class _Residual(nn.Module):
         self.shortcut = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.body(x) + self.shortcut(x)).relu()
+        out: Tensor = self.body(x) + self.shortcut(x)
+        return out.relu()
 
 
 def _conv(channels: int, out: int, groups: int = 1) -> list[nn.Module]:
@@ -242,7 +243,7 @@ def build(spec: ReferenceSpec) -> nn.Module:
     blocks: list[nn.Module] = [_Centre()]
     if shrink > 1:
         blocks.append(nn.AdaptiveAvgPool2d((round(height / shrink), round(width / shrink))))
-    side = min(min(height, width), MAX_SIDE)
+    side = min(height, width, MAX_SIDE)
     stages = max(1, min(3, side.bit_length() - 2))
     last = channels
     for stage in range(stages):

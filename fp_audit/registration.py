@@ -163,7 +163,8 @@ def _in_order(model: BlackBox, labelled: data.Labelled, plan: Plan) -> tuple[Bla
         alignment = align(model, probes)
     except NotApplicable as error:
         raise DataError(
-            f"{plan.data} does not fit {plan.model}: {error}. Pass the data that the model was made for, or --preprocess"
+            f"{plan.data} does not fit {plan.model}: {error}. "
+            "Pass the data that the model was made for, or --preprocess"
         ) from None
     order = alignment.order
     return model, replace(labelled, labels=order[labelled.labels], classes=model.classes or _renamed(labelled, order))
@@ -342,7 +343,8 @@ def _ability(victim: Victim, name: str, alpha: float) -> Ability:
     if method.suspect_access < Access.QUERIES:
         statement = f"exact test, needs no independents. Withstands {method.withstands}. Misses {method.misses}"
     elif null is None or len(null.scores) < calibrate.MIN_NULL:
-        statement = f"shown, but does not vote: needs {calibrate.MIN_NULL} independents or more (--references, --train-references)"
+        needed = f"{calibrate.MIN_NULL} independents or more (--references, --train-references)"
+        statement = f"shown, but does not vote: needs {needed}"
     else:
         threshold = _threshold(own["value"], null, own["trials"], method.resolution, alpha)
         statement = f"independents reach {max(null.scores):.2f}; "

@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from numpy.typing import NDArray
 
 from fp_audit.errors import AccessError
 from fp_audit.model import Adapter, BlackBox, LoadOptions, Unprepared, WhiteBox
 from fp_audit.types import Access, Artifact, File
+
+_Offer = TypeVar("_Offer")
 
 
 class Subject:
@@ -67,22 +69,22 @@ class Subject:
 
     def files(self) -> tuple[File, ...]:
         """Return the model's files; a digest may be missing, see ``hashed``."""
-        self._check(Access.IDENTITY, self._files)
-        return self._files
+        return self._granted(Access.IDENTITY, self._files)
 
     def hashed(self, file: File) -> File:
         """Return ``file`` with its sha256 and git id, read from disk where the listing did not know them."""
         if file.sha256 is not None or self._root is None:
             return file
-        return replace(file, **file_digests(self._root / file.path))
+        digests = file_digests(self._root / file.path)
+        return replace(file, sha256=digests["sha256"], git_oid=digests["git_oid"])
 
     def tensors(self) -> Mapping[str, NDArray[Any]]:
         """Return all tensors by name, dequantised."""
-        return self._check(Access.WEIGHTS, self._tensors)()
+        return self._granted(Access.WEIGHTS, self._tensors)()
 
     def opened(self) -> BlackBox | Unprepared:
         """Return the model as its adapter opened it: it may not yet be ready to be asked."""
-        return self._check(Access.QUERIES, self._black_box)()
+        return self._granted(Access.QUERIES, self._black_box)()
 
     def black_box(self) -> BlackBox:
         """Return the model to be asked.
@@ -97,9 +99,9 @@ class Subject:
 
     def white_box(self) -> WhiteBox:
         """Return the model to be differentiated."""
-        return self._check(Access.GRADIENTS, self._white_box)()
+        return self._granted(Access.GRADIENTS, self._white_box)()
 
-    def _check(self, needed: Access, offered: Any) -> Any:  # noqa: ANN401
+    def _granted(self, needed: Access, offered: _Offer | None) -> _Offer:
         if needed > self._access:
             raise AccessError(f"{needed} access was asked for, and only {self._access} was declared")
         if not offered:

@@ -121,7 +121,7 @@ def load(where: Path, methods: Collection[str] | None = None) -> Victim:
         data = json.loads((where / "victim.json").read_text())
         if data["schema_version"] != SCHEMA_VERSION:
             raise VictimError(
-                f"{where.name}: written by another version of fp-audit (schema {data['schema_version']}); register it again"
+                f"{where.name}: written by another version (schema {data['schema_version']}); register it again"
             )
         return _from_json(data, where, data["fingerprints"] if methods is None else methods)
     except FileNotFoundError:

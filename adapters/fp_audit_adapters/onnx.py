@@ -190,7 +190,10 @@ class OnnxWhiteBox:
         import torch
 
         if layer not in self.layers():
-            raise UsageError(f"no layer called {layer!r}: expected one of {len(self.layers())}, such as {', '.join(self.layers()[:5])}")
+            raise UsageError(
+                f"no layer called {layer!r}: expected one of {len(self.layers())}, "
+                f"such as {', '.join(self.layers()[:5])}"
+            )
         prepare = _prepare(self._preprocess, self.spec, images)
         step = max(1, BATCH_PIXELS // _pixels(self.spec, images))
         blocks = (torch.from_numpy(prepare(images[i : i + step])).to(self._device) for i in range(0, len(images), step))
@@ -212,8 +215,7 @@ class OnnxWhiteBox:
 def _read(artifact: Artifact) -> ModelProto:
     from fp_audit_adapters._onnx import read_model
 
-    assert artifact.root is not None
-    return read_model(artifact.path, artifact.root)
+    return read_model(artifact.path, artifact.path.parent)
 
 
 def _session(model: bytes, options: LoadOptions, name: str) -> onnxruntime.InferenceSession:
@@ -238,7 +240,9 @@ def _providers(onnxruntime: Any, device: str) -> list[str]:  # noqa: ANN401
     if not device.startswith("cuda"):
         return ["CPUExecutionProvider"]
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        raise UsageError("--device cuda: this onnxruntime has no CUDA provider; install onnxruntime-gpu, or use --device cpu")
+        raise UsageError(
+            "--device cuda: this onnxruntime has no CUDA provider; install onnxruntime-gpu, or use --device cpu"
+        )
     return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
@@ -282,7 +286,7 @@ def _is_model(file: File) -> bool:
 
 
 def _belongs(file: File, model: File) -> bool:
-    """Whether ``file`` lies beside ``model`` and is named like its external data (``model.onnx.data``, ``model.onnx_data``)."""
+    """Whether ``file`` lies beside ``model`` and its name begins with the model's, as external data usually does."""
     return _folder(file) == _folder(model) and file.path.startswith(model.path)
 
 

@@ -40,4 +40,4 @@ references = click.option(
     metavar="TARGET",
     help="A model, or folder of models, that is known to be independent of the victim. Repeatable.",
 )
-DATA_HELP = "Labelled images: a parquet file or folder, an image folder, an .npz, a hub data set; DATA:split where it has splits."
+DATA_HELP = "Labelled images: a parquet file or folder, an image folder, an .npz or a hub data set, optionally :split."

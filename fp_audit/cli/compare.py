@@ -28,8 +28,13 @@ from fp_audit.cli import EXIT_FOUND, EXIT_NOTHING, _options, _progress
 @_options.preprocess
 @_options.offline
 def command(
-    a: str, b: str, data: str | None, references: tuple[str, ...], train_references: int, **options: Any
-) -> None:  # noqa: ANN401
+    a: str,
+    b: str,
+    data: str | None,
+    references: tuple[str, ...],
+    train_references: int,
+    **options: Any,  # noqa: ANN401
+) -> None:
     """Tell whether B is derived from A. Nothing is registered; exit code 1 if it is derived or identical."""
     from fp_audit import plugins
     from fp_audit.reports._base import Report

@@ -19,9 +19,8 @@ def list_() -> None:
 
     for name in victims.names():
         about = victims.describe(name)
-        click.echo(
-            f"{name}  {about['source']}  {about['adapter']}  {', '.join(about['fingerprints'])}  {about['facts']['registered']}"
-        )
+        methods = ", ".join(about["fingerprints"])
+        click.echo(f"{name}  {about['source']}  {about['adapter']}  {methods}  {about['facts']['registered']}")
     if not victims.names():
         click.echo(f"no victim is registered under {victims.home()}", err=True)
 

@@ -1,4 +1,4 @@
-"""What a method must offer. The algorithm is in ``_generate`` and ``_compare``; the checks are here, in final drivers."""
+"""What a method must offer: the algorithm in ``_generate`` and ``_compare``; the checks are here, in final drivers."""
 
 from __future__ import annotations
 

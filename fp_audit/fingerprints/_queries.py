@@ -25,7 +25,7 @@ CANDIDATES = 20
 """Blends drawn for each one that is needed."""
 
 MARGINS = (0.25, 0.5)
-"""Quantiles of the victim's top-2 margin between which blends are taken: it hesitates, and int8 noise does not tip it."""
+"""Quantiles of the victim's top-2 margin for blends: it hesitates, and int8 noise does not tip it."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,11 @@ def hard_queries(victim: BlackBox, data: Labelled, budget: int, rng: np.random.G
     """Draw ``budget`` images that the victim misclassifies; where there are fewer, add blends that it hesitates on.
 
     Mistakes are drawn at random (QuRD's negative sampling). A blend is a weighted mean of two images to which the
-    victim gives different labels (mixup, Zhang et al., ICLR 2018). Difference from the usual filling with correct images of
-    small margin: whoever trained on the same images gets those right too and so agrees with the victim. On a victim
-    without mistakes in its training data that made three of four independents ``derived``; nobody has trained on a blend.
+    victim gives different labels (mixup, Zhang et al., ICLR 2018).
+
+    Difference from the usual filling with correct images of small margin: whoever trained on the same images gets
+    those right too, and so agrees with the victim. On a victim without mistakes in its training data that made
+    three of four independents ``derived``. Nobody has trained on a blend.
     """
     answers = predict_pixels(victim, data.pixels)
     wrong = np.flatnonzero(answers.argmax(axis=1) != data.labels)
@@ -103,4 +105,4 @@ def shown_probabilities(answers: Outputs, kind: OutputKind) -> NDArray[np.float6
     probabilities = np.asarray(as_probabilities(answers, kind), np.float64)
     if kind in ("topk", "labels"):
         probabilities = probabilities + 0.01
-    return probabilities / probabilities.sum(axis=1, keepdims=True)
+    return np.asarray(probabilities / probabilities.sum(axis=1, keepdims=True))

@@ -44,7 +44,8 @@ class Identity(Method):
         del null
         if not detail["equal_files"]:
             return "has no weight file that equals one of the victim's"
-        return f"has the victim's weights byte for byte in {', '.join(detail['equal_files'])} ({score:.0%} of its weight bytes)"
+        files = ", ".join(detail["equal_files"])
+        return f"has the victim's weights byte for byte in {files} ({score:.0%} of its weight bytes)"
 
     def _generate(self, victim: Subject, data: Labelled | None, rng: np.random.Generator) -> Fingerprint:
         del data, rng

@@ -40,8 +40,9 @@ class Negatives(Method):
     def explain(score: float, detail: Mapping[str, Any], null: Mapping[str, Any] | None) -> str:
         """See ``Method.explain``."""
         del detail
-        return f"gives the victim's label on {score:.0%} of the images that the victim gets wrong or hesitates on" + versus(
-            null, ".0%"
+        return (
+            f"gives the victim's label on {score:.0%} of the images that the victim gets wrong or hesitates on"
+            + versus(null, ".0%")
         )
 
     def _generate(self, victim: Subject, data: Labelled | None, rng: np.random.Generator) -> Fingerprint:

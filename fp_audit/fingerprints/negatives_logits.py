@@ -19,8 +19,9 @@ from fp_audit.types import Access, Fingerprint, Score
 class NegativesLogits(Method):
     """Mean cosine between centred logits on the queries of ``negatives``; in [-1, 1].
 
-    The queries are those of ``negatives`` for the same seed and budget: mistakes of the victim and blends. A suspect that answers with probabilities gives
-    the same score (logarithms differ from logits by a constant); one that answers with less a coarser one.
+    The queries are those of ``negatives`` for the same seed and budget: mistakes of the victim, and blends. A suspect
+    that answers with probabilities gives the same score (logarithms differ from logits by a constant); one that answers
+    with less a coarser one.
 
     Source: QuRD (Godinot et al., AAAI 2025), negative queries with logits and cosine.
     """
@@ -43,16 +44,17 @@ class NegativesLogits(Method):
     def explain(score: float, detail: Mapping[str, Any], null: Mapping[str, Any] | None) -> str:
         """See ``Method.explain``."""
         del detail
-        return f"weighs all classes like the victim where the victim errs or hesitates: mean cosine {score:.2f}" + versus(
-            null, ".2f"
+        return (
+            f"weighs all classes like the victim where the victim errs or hesitates: mean cosine {score:.2f}"
+            + versus(null, ".2f")
         )
 
     def _generate(self, victim: Subject, data: Labelled | None, rng: np.random.Generator) -> Fingerprint:
         data = self.required(data)
         model = victim.black_box()
         hard = hard_queries(model, data, self.options["queries"], rng)
-        arrays = {"queries": hard.pixels, "logits": centred_logits(hard.answers, model.output).astype(np.float32)}
-        return Fingerprint(self.name, {}, arrays, hard.facts)
+        logits = centred_logits(hard.answers, model.output).astype(np.float32)
+        return Fingerprint(self.name, {}, {"queries": hard.pixels, "logits": logits}, hard.facts)
 
     def _compare(self, fingerprint: Fingerprint, suspect: Subject) -> Score:
         queries, model = fingerprint.arrays["queries"], suspect.black_box()

@@ -45,13 +45,13 @@ class Weights(Method):
     of the suspect that has its shape, names ignored; plain matrices also transposed, as ONNX stores them. For each row
     the most correlated row of the other matrix is looked up (Pearson, which ignores the positive factor that folded
     BatchNorm or a quantiser applies), and k, the number of rows whose best match is the row of the same index, is
-    counted. Networks trained independently have hidden units in arbitrary order: relabelling the units of one of them
-    at random leaves its distribution as it was, so that ``P(k or more) <= 1/k!``, exactly and without a null. (Proof: the expected
-    number of k-subsets of fixed points of a random relabelling is at most 1/k!; Markov.) The best of m counterparts
-    costs a factor m. Tensors depend on each other; their p-values are merged by the median, ``p = 2 median``, valid
-    under any dependence (Rueschendorf 1982), so that at least half of the victim's matrices must match: one shared
-    table of positions is not evidence. A matrix whose rows are classes has its columns compared instead: classes come
-    in the same order in independent models.
+    counted. Networks trained independently have hidden units in arbitrary order: relabelling the units of one of
+    them at random leaves its distribution as it was, so that ``P(k or more) <= 1/k!``, without a null. (The
+    expected number of k-subsets of fixed points of a random relabelling is at most 1/k!; Markov.) The best of m
+    counterparts costs a factor m. Tensors depend on each other; their p-values are merged by the median, ``p = 2
+    median``, valid under any dependence (Rueschendorf 1982), so that at least half of the victim's matrices must
+    match: one shared table of positions is not evidence. A matrix whose rows are classes has its columns compared
+    instead: classes come in the same order in independent models.
 
     Score: mean over the victim's matrices of the cosine with the best counterpart (0 where there is none), in [-1, 1].
     ``identical`` if every tensor of either model equals one of the other.
@@ -200,4 +200,4 @@ def _same_tensors(ours: Iterable[NDArray[Any]], theirs: Iterable[NDArray[Any]]) 
 
 
 def _key(tensor: NDArray[Any]) -> tuple[tuple[int, ...], bytes]:
-    return tensor.shape, hashlib.sha256(np.ascontiguousarray(tensor, np.float32)).digest()
+    return tensor.shape, hashlib.sha256(np.ascontiguousarray(tensor, np.float32).data).digest()

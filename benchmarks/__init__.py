@@ -1,0 +1,1 @@
+"""Speed and detection-quality harnesses, run by hand."""
