@@ -7,6 +7,7 @@ made of images that could be files.
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -84,9 +85,20 @@ def load(text: str, *, size: tuple[int, int] | None = None, max_bytes: int = MAX
         found = _from_npz(Path(where), split)
     else:
         found = _from_dataset(*_dataset(where, split), size=size, max_bytes=max_bytes, seed=seed)
-    if not len(found):
-        raise DataError(f"{text}: no images found")
+    _check(found, text)
     return found
+
+
+def _check(found: Labelled, text: str) -> None:
+    """Refuse data without images, without a label for each, or with labels that name no class."""
+    labels = found.labels
+    if not len(labels) and not len(found.pixels):
+        raise DataError(f"{text}: no images found")
+    if len(labels) != len(found.pixels):
+        raise DataError(f"{text}: {len(labels)} labels for {len(found.pixels)} images; expected one each")
+    most = len(found.classes) - 1 if found.classes else labels.max()
+    if labels.min() < 0 or labels.max() > most:
+        raise DataError(f"{text}: labels go from {labels.min()} to {labels.max()}; expected class indices 0 to {most}")
 
 
 def _split_off(text: str) -> tuple[str, str | None]:
@@ -102,7 +114,7 @@ def _from_npz(path: Path, split: str | None) -> Labelled:
             arrays = dict(archive)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError, BadZipFile) as error:
+    except (EOFError, OSError, TypeError, ValueError, BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not a readable .npz of plain arrays ({error})") from None
     found = {}
     for role, names in _NPZ_NAMES.items():
@@ -114,22 +126,10 @@ def _from_npz(path: Path, split: str | None) -> Labelled:
             )
         found[role] = arrays[held[0]]
     classes = tuple(map(str, arrays["classes"])) if "classes" in arrays else None
-    labels = found["labels"].reshape(-1)
-    if (
-        not np.issubdtype(labels.dtype, np.integer)
-        or len(labels) != len(found["images"])
-        or (len(labels) and labels.min() < 0)
-    ):
-        raise DataError(
-            f"{path}: labels are {labels.dtype} {labels.shape} for {len(found['images'])} images; "
-            "expected one class index >= 0 each"
-        )
-    return Labelled(
-        _as_pixels(found["images"], str(path)),
-        labels.astype(np.int64),
-        classes,
-        f"{path.name}:{split}" if split else path.name,
-    )
+    pixels, labels = _as_pixels(found["images"], str(path)), found["labels"].reshape(-1)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"{path}: labels are {labels.dtype}; expected integers")
+    return Labelled(pixels, labels.astype(np.int64), classes, f"{path.name}:{split}" if split else path.name)
 
 
 def _as_pixels(images: NDArray[Any], where: str) -> Pixels:
@@ -144,7 +144,7 @@ def _as_pixels(images: NDArray[Any], where: str) -> Pixels:
     if images.shape[1] not in (1, 3):
         images = images.transpose(0, 3, 1, 2)
     if images.dtype != np.uint8:
-        if not np.issubdtype(images.dtype, np.floating) or not len(images) or images.min() < 0 or images.max() > 1:
+        if not np.issubdtype(images.dtype, np.floating) or not (images.min() >= 0 and images.max() <= 1):
             raise DataError(f"{where}: images are {images.dtype}; expected uint8, or floats in [0, 1]")
         images = np.rint(images * 255)
     return np.ascontiguousarray(images, np.uint8)
@@ -193,22 +193,26 @@ def _folder_arguments(folder: Path) -> dict[str, Any]:
 
 def _from_dataset(data: Dataset, name: str, *, size: tuple[int, int] | None, max_bytes: int, seed: int) -> Labelled:
     import datasets
+    from pyarrow import ArrowException
 
     image = _column(data, _IMAGE_COLUMNS, name)
     label = _column(data, _LABEL_COLUMNS, name)
-    if not isinstance(data.features[image], datasets.Image):
-        data = data.cast_column(image, datasets.Image())
-    first = _decode(data[0][image], None, name) if len(data) else None
-    if first is not None and len(data) * first.nbytes > max_bytes:
-        keep = np.random.default_rng(seed).permutation(len(data))[: max(1, max_bytes // first.nbytes)]
-        data = data.select(np.sort(keep))
-    classes = getattr(data.features[label], "names", None)
+    if not len(data):
+        raise DataError(f"{name}: no images found")
+    feature = data.features[label]
+    classes = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
     try:
+        if not isinstance(data.features[image], datasets.Image):
+            data = data.cast_column(image, datasets.Image())
+        one = _decode(data[0][image], None, name).nbytes
+        if len(data) * one > max_bytes:
+            keep = np.random.default_rng(seed).permutation(len(data))[: max(1, max_bytes // one)]
+            data = data.select(np.sort(keep))
         pixels = _stack([row[image] for row in data.select_columns([image])], size, name)
         labels = np.asarray(data[label][:], np.int64)
-    except (OSError, TypeError, ValueError) as error:
+    except (ArrowException, OSError, TypeError, ValueError) as error:
         raise DataError(f"{name}: an image or label cannot be read ({_first_line(error)})") from None
-    return Labelled(pixels, labels, tuple(classes) if classes else None, name)
+    return Labelled(pixels, labels, classes, name)
 
 
 def _column(data: Dataset, names: tuple[str, ...], where: str) -> str:
@@ -222,6 +226,8 @@ def _column(data: Dataset, names: tuple[str, ...], where: str) -> str:
 
 def _stack(images: list[Image], size: tuple[int, int] | None, name: str) -> Pixels:
     """Stack images to N x C x H x W; grey only if all are grey, resized only if their sizes differ."""
+    if None in images:
+        raise DataError(f"{name}: a row has no image")
     grey = all(image.mode in ("L", "1", "I", "F") for image in images)
     sizes = {image.size for image in images}
     if len(sizes) == 1:

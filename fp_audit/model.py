@@ -2,8 +2,8 @@
 
 A method sees a ``BlackBox`` (images in, answers out) or a ``WhiteBox`` (also a torch module, activations and
 tensors). Adapters make them; wrappers change what is seen without touching the model underneath:
-``Counted`` counts queries, ``Memoised`` answers a repeated batch from memory, ``TopK`` and ``LabelOnly`` hide
-what an API would hide, ``Reordered`` brings a suspect's classes into the victim's order.
+``Counted`` counts queries, ``Memoised`` answers a repeated batch from memory, ``Finite`` refuses NaN, ``TopK`` and
+``LabelOnly`` hide what an API would hide, ``Reordered`` brings a suspect's classes into the victim's order.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from fp_audit.errors import CorruptModel
 from fp_audit.preprocess import Preprocess
 from fp_audit.types import Access, Artifact, Images, InputSpec, Listing, OutputKind, Outputs, Skipped
 
@@ -192,6 +193,21 @@ class Memoised(_Wrapper):
         if key not in self._answers:
             self._answers[key] = self._model.predict(images)
         return self._answers[key]
+
+
+class Finite(_Wrapper):
+    """Refuses answers that are not numbers: a method would turn them into a score that means nothing."""
+
+    def predict(self, images: Images) -> Outputs:
+        """See ``BlackBox.predict``.
+
+        Raises:
+            CorruptModel: an answer is NaN or infinite.
+        """
+        answers = self._model.predict(images)
+        if not np.isfinite(answers).all():
+            raise CorruptModel("it answers with NaN or infinity")
+        return answers
 
 
 class TopK(_Wrapper):

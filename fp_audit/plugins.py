@@ -61,7 +61,10 @@ def load(kind: str, name: str) -> type[Any]:
         raise PluginError(f"no {NOUNS[kind]} called {name!r}: expected one of {', '.join(names(kind))}")
     if name not in _files(kind):
         point = next(point for point in _entry_points(kind) if point.name == name)
-        loaded: type[Any] = point.load()
+        try:
+            loaded: type[Any] = point.load()
+        except (AttributeError, ImportError) as error:
+            raise PluginError(f"the {NOUNS[kind]} {name!r} ({point.value}) cannot be imported: {error}") from error
         return loaded
     module = importlib.import_module(f"{FOLDERS[kind]}.{name.replace('-', '_')}")
     classes = [

@@ -5,9 +5,10 @@ normalise) is linear in the pixels: ``rows @ x @ cols.T`` resizes and crops, a s
 channels, a gain and a bias per channel normalise. Written so, one definition serves onnxruntime (numpy)
 and torch (differentiable), and both give the same numbers.
 
-Deviation from Pillow: Pillow rounds to 8 bits after each of its two passes; here nothing is rounded (a
-difference of at most 1/255 per pixel). The filters, their support when shrinking (antialiasing) and the
-clipping of bicubic overshoot are Pillow's.
+Deviations from Pillow: Pillow rounds to 8 bits after each of its two passes, here nothing is rounded (about 1/255
+per pixel); Pillow shrinks the height before it stretches the width, here the width always comes first (bicubic and
+Lanczos differ by more there, on sharp edges). The filters, their support when shrinking (antialiasing) and the
+clipping of overshoot after each pass are Pillow's.
 """
 
 from __future__ import annotations
@@ -141,13 +142,15 @@ class AffineMap:
         The fields must be of the same kind (numpy arrays, or torch tensors of one device) as ``images``.
         """
         if self.rows is not None and self.cols is not None:
-            images = images @ self.cols.T
-            images = self.rows @ (images.clip(0.0, 1.0) if self.clip else images)
-            images = images.clip(0.0, 1.0) if self.clip else images
+            images = self._clipped(images @ self.cols.T)
+            images = self._clipped(self.rows @ images)
         if self.mix is not None:
             n, _, h, w = images.shape
             images = (self.mix @ images.reshape(n, -1, h * w)).reshape(n, -1, h, w)
         return images * self.gain + self.bias
+
+    def _clipped(self, images: Any) -> Any:  # noqa: ANN401 (numpy or torch)
+        return images.clip(0.0, 1.0) if self.clip else images
 
 
 @lru_cache(maxsize=64)
@@ -208,7 +211,7 @@ def _crop(matrix: NDArray[np.float32], size: int, rounding: str) -> NDArray[np.f
     """Keep the ``size`` middle rows, adding rows of zeros where there are fewer (a centre crop)."""
     rows = len(matrix)
     if rows < size:
-        before = (size - rows + 1) // 2
+        before = (size - rows + (rounding == "down")) // 2
         return np.pad(matrix, ((before, size - rows - before), (0, 0)))
     start = (rows - size) // 2 if rounding == "down" else round((rows - size) / 2)
     return np.ascontiguousarray(matrix[start : start + size])

@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import ceil, inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeAlias
 
-from fp_audit import __version__, audit, registration, victims
+from fp_audit import __version__, audit, victims
 from fp_audit.audit import Job, Outcome
 from fp_audit.engine import Progress, pick_device, silent
 from fp_audit.errors import UsageError
@@ -21,6 +22,8 @@ from fp_audit.sources._base import SourceOptions
 from fp_audit.targets import Located, locate
 from fp_audit.types import Access, Artifact, Cost, Evidence, File, Finding, Skipped
 from fp_audit.victims import Victim
+
+_Key: TypeAlias = tuple[str, str | None]
 
 OutcomeSeen = Callable[[Outcome | Skipped, int, int], None]
 """Told each outcome, how many are done, and how many there are."""
@@ -48,7 +51,7 @@ class ScanOptions:
             raise UsageError(f"--alpha {self.alpha}: expected a number between 0 and 1")
         if self.jobs is not None and self.jobs < 1:
             raise UsageError(f"--jobs {self.jobs}: expected at least 1")
-        if self.timeout <= 0:
+        if not 0 < self.timeout < inf:
             raise UsageError(f"--timeout {self.timeout:g}: expected seconds above 0")
 
     @property
@@ -105,6 +108,8 @@ def compare(
     Without data only files and weights are compared. With data all methods are, against independents that are
     given or trained.
     """
+    from fp_audit import registration  # imports torch, which a scan of ONNX files does without
+
     options = options or ScanOptions()
     plan = registration.Plan(
         model=a,
@@ -132,7 +137,7 @@ def _judged(
     seen: OutcomeSeen,
 ) -> Iterator[Finding | Skipped]:
     load = LoadOptions(device=pick_device(options.device), preprocess=options.preprocess)
-    limits = Limits(wall_seconds=options.timeout, cpu_seconds=4 * round(options.timeout))
+    limits = Limits(wall_seconds=options.timeout, cpu_seconds=4 * ceil(options.timeout))
     job = Job(loaded, options.depth, options.alpha, load, limits)
     outcomes = [outcome for outcome in map(journal.recall, located) if outcome is not None]
     for done, outcome in enumerate(outcomes, 1):
@@ -142,27 +147,28 @@ def _judged(
         journal.note(outcome)
         outcomes.append(outcome)
         seen(outcome, len(outcomes), len(located))
-    place = {_target(item): index for index, item in enumerate(located)}
-    outcomes.sort(key=lambda outcome: place[_target(outcome)])
+    place = {_key(item): index for index, item in enumerate(located)}
+    outcomes.sort(key=lambda outcome: place[_key(outcome)])
     yield from audit.conclude([item for item in outcomes if isinstance(item, Outcome)], options.alpha)
     yield from (item for item in outcomes if isinstance(item, Skipped))
 
 
-def _target(item: Located | Outcome | Skipped) -> str:
-    return item.target if isinstance(item, Skipped) else item.artifact.target
+def _key(item: Located | Outcome | Skipped) -> _Key:
+    """Tell models apart: one repository may be scanned at two revisions."""
+    return (item.target, None) if isinstance(item, Skipped) else (item.artifact.target, item.artifact.revision)
 
 
 class _Journal:
     """Outcomes of an unfinished scan, one JSON line each, so that ``--resume`` repeats nothing."""
 
-    def __init__(self, path: Path | None, known: Mapping[str, Outcome | Skipped] | None = None) -> None:
+    def __init__(self, path: Path | None, known: Mapping[_Key, Outcome | Skipped] | None = None) -> None:
         self._path, self._known = path, known or {}
 
     @classmethod
     def of(cls, located: Sequence[Located | Skipped], loaded: Mapping[Path, Victim], options: ScanOptions) -> _Journal:
         """Open the journal of this very scan: same targets, files, victims and options."""
         facts = [
-            [[_target(item), _artifact_key(item)] for item in located],
+            [[_key(item), _artifact_key(item)] for item in located],
             [[str(path), victim.facts] for path, victim in loaded.items()],
             [int(options.depth), options.device, options.preprocess and options.preprocess.to_json(), __version__],
         ]
@@ -173,11 +179,11 @@ class _Journal:
             return cls(path)
         lines = path.read_text().splitlines() if path.exists() else []
         outcomes = [outcome for outcome in map(_outcome_from_line, lines) if outcome is not None]
-        return cls(path, {_target(outcome): outcome for outcome in outcomes})
+        return cls(path, {_key(outcome): outcome for outcome in outcomes})
 
     def recall(self, item: Located | Skipped) -> Outcome | Skipped | None:
         """Return what an earlier run found out about a model; a skipped one is tried again."""
-        return item if isinstance(item, Skipped) else self._known.get(_target(item))
+        return item if isinstance(item, Skipped) else self._known.get(_key(item))
 
     def note(self, outcome: Outcome | Skipped) -> None:
         """Append an outcome; what was skipped is left out, so that it is tried again."""

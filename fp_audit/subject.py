@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 from numpy.typing import NDArray
 
 from fp_audit.errors import AccessError
-from fp_audit.model import Adapter, BlackBox, LoadOptions, Unprepared, WhiteBox
+from fp_audit.model import Adapter, BlackBox, Finite, LoadOptions, Unprepared, WhiteBox
 from fp_audit.types import Access, Artifact, File
 
 _Offer = TypeVar("_Offer")
@@ -95,7 +95,7 @@ class Subject:
         model = self.opened()
         if isinstance(model, Unprepared):
             raise AccessError("the model's preprocessing is not known yet")
-        return model
+        return Finite(model)
 
     def white_box(self) -> WhiteBox:
         """Return the model to be differentiated."""

@@ -28,7 +28,7 @@ class Located:
 def locate(targets: Iterable[str], options: SourceOptions) -> Iterator[Located | Skipped]:
     """Find every model that the targets name. What cannot be listed or opened comes out as ``Skipped``."""
     sources = _sources(options)
-    seen: set[str] = set()
+    seen: set[tuple[str, str | None]] = set()
     for target in _expanded(targets, sources):
         source = next((source for source in sources if source.accepts(target)), None)
         if source is None:
@@ -37,9 +37,11 @@ def locate(targets: Iterable[str], options: SourceOptions) -> Iterator[Located |
         try:
             for item in source.listings(target):
                 for found in [item] if isinstance(item, Skipped) else _claimed(item, source):
-                    if found.target not in seen or isinstance(found, Skipped):
-                        seen.add(found.target)
-                        yield found if isinstance(found, Skipped) else Located(found, source)
+                    if isinstance(found, Skipped):
+                        yield found
+                    elif (found.target, found.revision) not in seen:
+                        seen.add((found.target, found.revision))
+                        yield Located(found, source)
         except TargetError as error:
             yield Skipped(target, str(error))
 

@@ -127,7 +127,7 @@ def load(where: Path, methods: Collection[str] | None = None) -> Victim:
     except FileNotFoundError:
         known = ", ".join(names()) or "none; register one with `fp-audit register`"
         raise VictimError(f"no victim called {where.name!r}; registered are: {known}") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise VictimError(
             f"{where.name}: victim.json is damaged ({type(error).__name__}: {error}); register it again"
         ) from None
@@ -187,7 +187,7 @@ def load_fingerprint(where: Path) -> Fingerprint | None:
         about = json.loads((where / "fingerprint.json").read_text())
         arrays = _read_arrays(where / "arrays.safetensors", about["digest"])
         return Fingerprint(about["method"], about["options"], arrays, about["facts"])
-    except (KeyError, OSError, ValueError, VictimError):
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, VictimError):
         return None
 
 

@@ -41,6 +41,27 @@ class _Lazy(click.Group):
         command: click.Command = importlib.import_module(f"fp_audit.cli.{cmd_name}").command
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; a reader that has seen enough (``| head``) is no error."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            _forget_stdout()
+            return 0
+
+
+def show(text: str) -> None:
+    """Write a report to stdout; if nobody reads on, the exit code still tells the result."""
+    try:
+        click.echo(text, nl=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_stdout()
+
+
+def _forget_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="fp-audit", message="%(prog)s %(version)s")
@@ -68,9 +89,6 @@ def main() -> None:
     except FpAuditError as error:
         click.echo(f"fp-audit: {error}", err=True)
         code = EXIT_USAGE
-    except BrokenPipeError:
-        sys.stderr.close()
-        code = 0
     except OSError as error:
         click.echo(f"fp-audit: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), err=True)
         code = EXIT_USAGE

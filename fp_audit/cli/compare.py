@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fp_audit.cli import EXIT_FOUND, EXIT_NOTHING, _options, _progress
+from fp_audit.cli import EXIT_FOUND, EXIT_NOTHING, _options, _progress, show
 
 
 @click.command("compare", short_help="Tell whether model B is derived from model A.")
@@ -51,7 +51,7 @@ def command(
     report = Report((a,), findings, skipped, chosen.alpha, chosen.depth)
     terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else None
-    click.echo(plugins.load("reports", "table")().render(report, width=width, colour=terminal), nl=False)
+    show(plugins.load("reports", "table")().render(report, width=width, colour=terminal))
     if any(finding.verdict in (Verdict.IDENTICAL, Verdict.DERIVED) for finding in findings):
         sys.exit(EXIT_FOUND)
     sys.exit(0 if findings else EXIT_NOTHING)

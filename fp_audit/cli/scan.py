@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fp_audit.cli import EXIT_FOUND, EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_NOTHING, _options, _progress
+from fp_audit.cli import EXIT_FOUND, EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_NOTHING, _options, _progress, show
 from fp_audit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -82,11 +83,13 @@ def command(
     if dry_run:
         sys.exit(_dry_run(targets, chosen))
     report = _scan(targets, victim, chosen)
-    for kind, path in written:
-        path.write_text(kind.render(report), encoding="utf-8")
     terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else None
-    click.echo(printer.render(report, width=width, colour=terminal), nl=False)
+    try:
+        for kind, path in written:
+            path.write_text(kind.render(report), encoding="utf-8")
+    finally:  # a full disk does not cost the result
+        show(printer.render(report, width=width, colour=terminal))
     sys.exit(_exit_code(report, fail_on, strict=strict))
 
 
@@ -119,8 +122,11 @@ def _destination(text: str) -> tuple[Format, Path]:
     name, equals, path = text.partition("=")
     if not equals or not path:
         raise UsageError(f"--output {text}: expected FMT=PATH, for example json=report.json")
-    if not Path(path).absolute().parent.is_dir():
-        raise UsageError(f"--output {text}: the folder {Path(path).absolute().parent} does not exist")
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"--output {text}: the folder {folder} does not exist")
+    if Path(path).is_dir() or not os.access(Path(path) if Path(path).exists() else folder, os.W_OK):
+        raise UsageError(f"--output {text}: cannot be written as a file")
     return _format(name), Path(path)
 
 

@@ -6,6 +6,8 @@ import json
 
 import click
 
+from fp_audit.errors import VictimError
+
 
 @click.group("victims", short_help="List, show or remove registered victims.")
 def command() -> None:
@@ -18,7 +20,11 @@ def list_() -> None:
     from fp_audit import victims
 
     for name in victims.names():
-        about = victims.describe(name)
+        try:
+            about = victims.describe(name)
+        except VictimError as error:
+            click.echo(f"{name}  {error}")
+            continue
         methods = ", ".join(about["fingerprints"])
         click.echo(f"{name}  {about['source']}  {about['adapter']}  {methods}  {about['facts']['registered']}")
     if not victims.names():

@@ -26,10 +26,10 @@ class IPGuard(Method):
     ``relu(Z_i - Z_j + k) + relu(max_{t not in {i, j}} Z_t - Z_i)``: in the end the victim says j by a margin of k, i
     second. The suspect's labels are compared with the victim's.
 
-    Source: Cao, Jia, Gong, "IPGuard", AsiaCCS 2021. Differences: k is relative to the victim's mean margin between
-    its two largest logits on the data, so that it means the same for every network (the paper: 5 for CIFAR-sized
-    networks); an image whose loss has reached zero leaves the batch; images are rounded to uint8 and kept only if the
-    victim still says j and i comes second.
+    Source: Cao, Jia, Gong, "IPGuard", AsiaCCS 2021. Differences: k is relative to the victim's mean margin between its
+    two largest logits on the data, so that it means the same for every network (the paper: 5 for CIFAR-sized networks);
+    an image whose loss has reached zero leaves the batch; images are rounded to uint8 and kept only if the victim
+    still says j and i comes second (the margin is not checked again).
 
     Args:
         queries: images to keep.

@@ -40,7 +40,7 @@ class Table(Format):
         table.add_column("WHY: the target ...", ratio=1, overflow="fold")
         for finding in sorted(report.findings, key=lambda item: _ORDER.index(item.verdict)):
             row = [Text(finding.verdict, _STYLES[finding.verdict]), Text(printable(finding.target))]
-            row += [Text(finding.victim)] if several else []
+            row += [Text(printable(finding.victim))] if several else []
             table.add_row(*row, Text(_p(finding.p_value)), Text(printable(finding.reason)))
         for item in report.skipped:
             row = [Text("skipped", "magenta"), Text(printable(item.target)), *([Text("")] if several else [])]
@@ -66,7 +66,7 @@ def _summary(report: Report) -> str:
     counts = report.counts()
     found = [f"{number} {verdict}" for verdict, number in counts.items() if number and verdict != "targets"]
     models = f"{counts['targets']} target{'s' if counts['targets'] != 1 else ''}"
-    against = f"against {', '.join(report.victims)}"
+    against = f"against {printable(', '.join(report.victims))}"
     return (
         f"{models} {against}: {', '.join(found) or 'nothing found'}. "
         f"p: chance that an independent model looks this alike; derived: at most {report.alpha:g} expected false "
