@@ -209,7 +209,8 @@ def _decided(evidence: tuple[Evidence, ...], bound: float) -> bool:
 def evidence_of(name: str, score: Score, victim: Victim, detail: Mapping[str, Any]) -> Evidence:
     """Judge one score against the victim's null."""
     method = plugins.load("fingerprints", name)
-    p, null = calibrate.p_value(score, victim.nulls.get(name), resolution=method.resolution)
+    accuracy = detail.get("probe_accuracy")
+    p, null = calibrate.p_value(score, victim.nulls.get(name), resolution=method.resolution, accuracy=accuracy)
     extra = {"identical": True} if score.identical else {}
     if null and null.get("exact_p", 1.0) <= calibrate.SUSPECTED:
         extra["related"] = True

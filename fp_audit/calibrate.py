@@ -21,6 +21,9 @@ from fp_audit.types import Null, Score, Verdict
 MIN_NULL = 4
 """With fewer independents than this no p-value is given."""
 
+LEAST_VARIATION = 0.01
+"""Standard deviation of the independents' accuracies below which nothing can be learned from them."""
+
 SUSPECTED = 0.05
 """p-value at or below which a finding is at least ``suspected``."""
 
@@ -30,26 +33,51 @@ def conformal_p(value: float, null: NDArray[np.float64]) -> float:
     return float((1 + (null >= value).sum()) / (1 + len(null)))
 
 
-def parametric_p(value: float, null: NDArray[np.float64], *, trials: int | None, resolution: float) -> float:
+def parametric_p(
+    value: float,
+    null: NDArray[np.float64],
+    *,
+    trials: int | None,
+    resolution: float,
+    accuracy: float | None = None,
+    accuracies: Sequence[float | None] = (),
+) -> float:
     """Upper tail of the t prediction interval for one more independent, at ``value``.
 
     ``t = (g(value) - mean) / (sd * sqrt(1 + 1/n))`` with n - 1 degrees of freedom, over ``g(null)``; for rates
     ``g`` is the arcsine of the square root, which makes binomial noise the same size everywhere.
 
+    Good models agree more with one another than poor ones do, stolen or not. Where the accuracies are known, the same
+    interval is also computed around the regression of the scores on accuracy, at the suspect's accuracy (n - 2 degrees
+    of freedom; wider the further the suspect is from the independents), and the larger p-value is returned.
+
     Args:
         value: the suspect's score.
         null: scores of n independents, n >= 2.
         trials: number of answers behind a rate; None for a score that is not a rate.
-        resolution: least standard deviation to believe in, in units of the score (ignored for rates, whose
-            floor is the binomial noise ``1 / (2 sqrt(trials))`` on the arcsine scale).
+        resolution: least standard deviation to believe in, on the scale of ``g``; rates have at least
+            the binomial noise ``1 / (2 sqrt(trials))``.
+        accuracy: the suspect's on the victim's probes.
+        accuracies: those of the independents.
     """
     from scipy.special import stdtr
 
     x, sample = stabilised(np.array([value]), trials)[0], stabilised(null, trials)
-    floor = resolution if trials is None else 1.0 / (2.0 * np.sqrt(trials))
+    floor = resolution if trials is None else max(resolution, 1.0 / (2.0 * np.sqrt(trials)))
     n = len(sample)
     spread = max(float(sample.std(ddof=1)), floor) * np.sqrt(1.0 + 1.0 / n)
-    return float(max(stdtr(n - 1, -(x - sample.mean()) / spread), np.finfo(float).tiny))
+    p = stdtr(n - 1, -(x - sample.mean()) / spread)
+    known = np.array([np.nan if item is None else item for item in accuracies])
+    if accuracy is not None and len(known) == n > MIN_NULL and known.std() >= LEAST_VARIATION:
+        offset = known - known.mean()
+        slope = float(offset @ sample / (offset @ offset))
+        residual = sample - sample.mean() - slope * offset
+        away = accuracy - known.mean()
+        spread = max(np.sqrt(residual @ residual / (n - 2)), floor) * np.sqrt(
+            1.0 + 1.0 / n + away**2 / (offset @ offset)
+        )
+        p = max(p, stdtr(n - 2, -(x - sample.mean() - slope * away) / spread))
+    return float(max(p, np.finfo(float).tiny))
 
 
 def stabilised(scores: NDArray[np.float64], trials: int | None) -> NDArray[np.float64]:
@@ -59,8 +87,10 @@ def stabilised(scores: NDArray[np.float64], trials: int | None) -> NDArray[np.fl
     return np.asarray(np.arcsin(np.sqrt(np.clip(scores, 0.0, 1.0))))
 
 
-def p_value(score: Score, null: Null | None, *, resolution: float) -> tuple[float | None, dict[str, float] | None]:
-    """Judge one score.
+def p_value(
+    score: Score, null: Null | None, *, resolution: float, accuracy: float | None = None
+) -> tuple[float | None, dict[str, float] | None]:
+    """Judge one score; ``accuracy`` is the suspect's on the victim's probes, where it is known.
 
     Returns:
         The p-value that votes (None when neither an exact test nor enough independents exist) and a
@@ -72,7 +102,14 @@ def p_value(score: Score, null: Null | None, *, resolution: float) -> tuple[floa
     if null is None or len(null.scores) < MIN_NULL:
         return None, None
     sample = np.asarray(null.scores, float)
-    p = parametric_p(score.value, sample, trials=score.trials, resolution=resolution)
+    p = parametric_p(
+        score.value,
+        sample,
+        trials=score.trials,
+        resolution=resolution,
+        accuracy=accuracy,
+        accuracies=null.accuracies,
+    )
     about = {
         "n": len(sample),
         "mean": float(sample.mean()),

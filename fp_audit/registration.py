@@ -56,6 +56,18 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class _Row:
+    """An independent and its scores."""
+
+    name: str
+    kind: str
+    """``given`` or ``trained``."""
+    scores: Mapping[str, Score]
+    accuracy: float | None
+    """On the probes; None where its classes could not be aligned."""
+
+
+@dataclass(frozen=True)
 class _Opened:
     """The victim, ready to be asked and differentiated."""
 
@@ -219,32 +231,34 @@ def _nulls(
     plan: Plan, victim: Victim, opened: _Opened, itself: Mapping[str, Score], progress: Progress
 ) -> tuple[dict[str, Null], list[dict[str, Any]]]:
     """Score the independents that were given or are to be trained; describe each for the record."""
-    rows: list[tuple[str, Mapping[str, Score]]] = []
-    about: list[dict[str, Any]] = []
+    rows: list[_Row] = []
     if plan.references:
-        for name, scores, note in _given(plan, victim, opened, progress):
-            rows.append((name, scores))
-            about.append({"name": name, "kind": "given", **note})
+        rows += _given(plan, victim, opened, progress)
     if plan.train_references:
-        for name, scores, note in _trained(plan, victim, opened, progress):
-            rows.append((name, scores))
-            about.append({"name": name, "kind": "trained", **note})
+        rows += _trained(plan, victim, opened, progress)
+    about = [{"name": row.name, "kind": row.kind, "accuracy": row.accuracy} for row in rows]
     return {
-        method: _null(method, rows, itself) for method in victim.fingerprints if any(method in s for _, s in rows)
+        method: _null(method, rows, itself)
+        for method in victim.fingerprints
+        if any(method in row.scores for row in rows)
     }, about
 
 
-def _null(method: str, rows: Sequence[tuple[str, Mapping[str, Score]]], itself: Mapping[str, Score]) -> Null:
-    scored = [(name, scores[method]) for name, scores in rows if method in scores]
-    values = tuple(score.value for _, score in scored)
+def _null(method: str, rows: Sequence[_Row], itself: Mapping[str, Score]) -> Null:
+    scored = [row for row in rows if method in row.scores]
+    values = tuple(row.scores[method].value for row in scored)
     trials = itself[method].trials if method in itself else None
-    related = any(score.p_value is not None and score.p_value <= RELATED for _, score in scored)
-    return Null(values, tuple(name for name, _ in scored), calibrate.goodness_of_fit(values, trials), related)
+    exact = [row.scores[method].p_value for row in scored]
+    return Null(
+        scores=values,
+        names=tuple(row.name for row in scored),
+        accuracies=tuple(row.accuracy for row in scored),
+        fit=calibrate.goodness_of_fit(values, trials),
+        related=any(p is not None and p <= RELATED for p in exact),
+    )
 
 
-def _trained(
-    plan: Plan, victim: Victim, opened: _Opened, progress: Progress
-) -> Sequence[tuple[str, Mapping[str, Score], dict[str, Any]]]:
+def _trained(plan: Plan, victim: Victim, opened: _Opened, progress: Progress) -> list[_Row]:
     if opened.labelled is None or opened.probes is None:
         raise DataError("--train-references needs labelled images: pass --data")
     shown = [
@@ -255,10 +269,9 @@ def _trained(
     cache = victims.home() / "cache" / "references"
     rows = []
     for reference in references.train(specs, unseen, cache=cache, device=pick_device(plan.device), progress=progress):
-        scores = compare(Subject.of_model(reference), victim, Access.QUERIES).scores
-        reached = accuracy(reference.predict(as_images(opened.probes.pixels)), opened.probes.labels)
-        rows.append((reference.name, scores, {"accuracy": reached}))
-    return sorted(rows, key=lambda row: row[0])
+        compared = compare(Subject.of_model(reference), victim, Access.QUERIES)
+        rows.append(_Row(reference.name, "trained", compared.scores, compared.detail.get("probe_accuracy")))
+    return sorted(rows, key=lambda row: row.name)
 
 
 def _without(labelled: data.Labelled, shown: Sequence[np.ndarray]) -> data.Labelled:
@@ -268,9 +281,7 @@ def _without(labelled: data.Labelled, shown: Sequence[np.ndarray]) -> data.Label
     return labelled.take(np.flatnonzero(keep))
 
 
-def _given(
-    plan: Plan, victim: Victim, opened: _Opened, progress: Progress
-) -> Sequence[tuple[str, Mapping[str, Score], dict[str, Any]]]:
+def _given(plan: Plan, victim: Victim, opened: _Opened, progress: Progress) -> list[_Row]:
     """Score models that the owner vouches for, the way suspects are scored: in the sandbox.
 
     Raises:
@@ -294,8 +305,9 @@ def _given(
                     f"--references {outcome.artifact.target}: is the victim itself, not an independent model"
                 )
             scores = {item.method: Score(item.score, item.p_value) for item in found}
-            rows.append((outcome.artifact.target, scores, {"silent": dict(outcome.silent[victim.name])}))
-    return sorted(rows, key=lambda row: row[0])
+            reached = next((item.detail["probe_accuracy"] for item in found if "probe_accuracy" in item.detail), None)
+            rows.append(_Row(outcome.artifact.target, "given", scores, reached))
+    return sorted(rows, key=lambda row: row.name)
 
 
 def _facts(plan: Plan, opened: _Opened) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import PurePosixPath
 
@@ -28,7 +28,7 @@ class Located:
 def locate(targets: Iterable[str], options: SourceOptions) -> Iterator[Located | Skipped]:
     """Find every model that the targets name. What cannot be listed or opened comes out as ``Skipped``."""
     sources = _sources(options)
-    seen: set[tuple[str, str | None]] = set()
+    names = _Names()
     for target in _expanded(targets, sources):
         source = next((source for source in sources if source.accepts(target)), None)
         if source is None:
@@ -39,11 +39,29 @@ def locate(targets: Iterable[str], options: SourceOptions) -> Iterator[Located |
                 for found in [item] if isinstance(item, Skipped) else _claimed(item, source):
                     if isinstance(found, Skipped):
                         yield found
-                    elif (found.target, found.revision) not in seen:
-                        seen.add((found.target, found.revision))
-                        yield Located(found, source)
+                    elif (named := names.new(found)) is not None:
+                        yield Located(named, source)
         except TargetError as error:
             yield Skipped(target, str(error))
+
+
+class _Names:
+    """Sees to it that each model comes out once, and that no two come out under one name."""
+
+    def __init__(self) -> None:
+        self._places: set[tuple[object, ...]] = set()
+        self._names: set[tuple[str, str | None]] = set()
+
+    def new(self, found: Artifact) -> Artifact | None:
+        """Return the artifact, renamed after its listing if its name is taken; None if it was seen before."""
+        place = (found.root or found.listing, found.entry, found.adapter, found.revision)
+        if place in self._places:
+            return None
+        self._places.add(place)
+        if (found.target, found.revision) in self._names:
+            found = replace(found, target=f"{found.listing}/{found.target}")
+        self._names.add((found.target, found.revision))
+        return found
 
 
 def locate_one(target: str, options: SourceOptions) -> Located:

@@ -247,7 +247,13 @@ def _from_json(data: dict[str, Any], where: Path, methods: Collection[str]) -> V
         if method in methods
     }
     nulls = {
-        method: Null(tuple(about["scores"]), tuple(about["names"]), about["fit"], about["related"])
+        method: Null(
+            scores=tuple(about["scores"]),
+            names=tuple(about["names"]),
+            accuracies=tuple(about["accuracies"]),
+            fit=about["fit"],
+            related=about["related"],
+        )
         for method, about in data["nulls"].items()
     }
     return Victim(

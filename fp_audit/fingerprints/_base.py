@@ -35,7 +35,7 @@ class Method(ABC):
     aligned: ClassVar[bool]
     """Whether the suspect's classes must be brought into the victim's order first."""
     resolution: ClassVar[float] = 0.0
-    """Least standard deviation of a null to believe in; ignored for rates (see ``calibrate.parametric_p``)."""
+    """Least standard deviation of a null to believe in; for rates on the arcsine scale (``calibrate.parametric_p``)."""
     options: Mapping[str, Any]
     """Every option that changes the result, set by the constructor."""
 

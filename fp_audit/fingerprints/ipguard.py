@@ -50,6 +50,9 @@ class IPGuard(Method):
     suspect_access: ClassVar[Access] = Access.QUERIES
     needs_data: ClassVar[bool] = True
     aligned: ClassVar[bool] = True
+    resolution: ClassVar[float] = 0.2
+    """Adversarial images transfer between networks of one recipe and hardly to small references, whose scores are then
+    all alike near zero: their spread says nothing, so that a rate of 15 % is not yet an anomaly."""
 
     def __init__(
         self,

@@ -1,0 +1,41 @@
+"""``fp-audit methods``, ``attacks``, ``adapters`` and ``doctor``."""
+
+from __future__ import annotations
+
+import pytest
+
+from fp_audit import __version__, plugins
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"), [("methods", "fingerprints"), ("attacks", "attacks"), ("adapters", "adapters")]
+)
+def test_every_plugin_is_listed(invoke, command, kind):
+    result = invoke(command)
+    assert result.exit_code == 0
+    headings = [line for line in result.stdout.splitlines() if not line.startswith(" ")]
+    assert [line.partition(":")[0] for line in headings] == list(plugins.names(kind))
+
+
+def test_methods_say_what_they_need(invoke):
+    text = invoke("methods").stdout
+    for label in ("source: ", "access: ", "options: ", "withstands: ", "misses: "):
+        assert text.count(label) == len(plugins.names("fingerprints"))
+
+
+def test_attacks_say_their_options(invoke):
+    assert "options: " in invoke("attacks").stdout
+
+
+def test_doctor(home, invoke):
+    result = invoke("doctor")
+    assert result.exit_code == 0, result.stderr
+    for word in ("python 3.", "onnxruntime ", "CUDA for torch", "isolation of suspects", "network", str(home)):
+        assert word in result.stdout
+    assert "(2 victims)" in result.stdout
+
+
+def test_version(invoke):
+    result = invoke("--version")
+    assert result.exit_code == 0
+    assert result.stdout == f"fp-audit {__version__}\n"

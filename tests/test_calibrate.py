@@ -1,0 +1,195 @@
+"""P-values: known values, scipy as an oracle, and the measured share of independents that are called derived."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fp_audit import calibrate
+from fp_audit.calibrate import combine, conformal_p, goodness_of_fit, p_value, parametric_p, q_values, verdict
+from fp_audit.types import Null, Score, Verdict
+
+N, TRIALS = 12, 100
+SHAPES = [(8, 12), (2, 3), (20, 5), (1, 8), (60, 60), (30, 3)]
+"""Beta distributions of the independents' rates: from hardly to very scattered, from low to high."""
+
+
+def t_interval_p(values, nulls, trials, floor):
+    """Vectorised over rows: the definition in the docstring, by scipy.stats.t."""
+    if trials is not None:
+        values, nulls = np.arcsin(np.sqrt(values)), np.arcsin(np.sqrt(nulls))
+        floor = 0.5 / np.sqrt(trials)
+    sd = np.maximum(np.std(nulls, axis=1, ddof=1), floor)
+    n = nulls.shape[1]
+    return stats.t.sf((values - nulls.mean(axis=1)) / (sd * np.sqrt(1 + 1 / n)), df=n - 1)
+
+
+def independents(shape, count, seed=0):
+    """Rates of ``count`` suspects and of N references for each, all from one population."""
+    rng = np.random.default_rng(seed)
+    rates = rng.binomial(TRIALS, rng.beta(*shape, (count, N + 1))) / TRIALS
+    return rates[:, 0], rates[:, 1:]
+
+
+def test_conformal_p_is_the_rank_among_the_null():
+    null = np.array([0.1, 0.2, 0.3, 0.3])
+    assert conformal_p(0.4, null) == 1 / 5
+    assert conformal_p(0.3, null) == 3 / 5
+    assert conformal_p(0.0, null) == 1.0
+
+
+def test_parametric_p_golden_value():
+    null = np.array([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert parametric_p(0.9, null, trials=None, resolution=0.0) == pytest.approx(0.0128607103713, rel=1e-9)
+    assert parametric_p(0.3, null, trials=None, resolution=0.0) == 0.5
+
+
+@pytest.mark.parametrize("trials", [None, TRIALS])
+def test_parametric_p_is_the_t_prediction_interval(trials):
+    values, nulls = independents((4, 6), 50)
+    wanted = t_interval_p(values, nulls, trials, 0.03)
+    got = [parametric_p(v, null, trials=trials, resolution=0.03) for v, null in zip(values, nulls, strict=True)]
+    np.testing.assert_allclose(got, wanted, rtol=1e-9)
+
+
+def test_rates_are_never_believed_to_scatter_less_than_binomial_noise():
+    null = np.full(N, 0.4)
+    x = np.arcsin(np.sqrt(0.6)) - np.arcsin(np.sqrt(0.4))
+    wanted = stats.t.sf(x / (0.05 * np.sqrt(1 + 1 / N)), N - 1)
+    assert parametric_p(0.6, null, trials=100, resolution=99.0) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_scores_are_never_believed_to_scatter_less_than_the_resolution():
+    null = np.full(N, 0.4)
+    wanted = stats.t.sf(0.2 / (0.1 * np.sqrt(1 + 1 / N)), N - 1)
+    assert parametric_p(0.6, null, trials=None, resolution=0.1) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_parametric_p_is_never_zero():
+    assert 0 < parametric_p(1e9, np.linspace(0, 1, 100), trials=None, resolution=0.01) < 1e-100
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_at_most_about_one_in_a_hundred_independents_gets_a_p_of_one_in_a_hundred(shape):
+    p = t_interval_p(*independents(shape, 40_000), TRIALS, 0.0)
+    assert (p <= 0.01).mean() <= 0.015
+    assert (p <= 0.05).mean() <= 0.065
+
+
+def plug_in_p(values, nulls):
+    """The tail that is not used: a beta-binomial with moments estimated from the null as if they were known."""
+    mean = np.clip(nulls.mean(axis=1), 0.005, 0.995)
+    excess = (TRIALS * nulls.var(axis=1, ddof=1) / (mean * (1 - mean)) - 1) / (TRIALS - 1)
+    rho = np.clip(excess, 1e-4, 0.99)
+    a, b = mean * (1 - rho) / rho, (1 - mean) * (1 - rho) / rho
+    counts = np.arange(TRIALS + 1)
+    mass = stats.betabinom.pmf(counts, TRIALS, a[:, None], b[:, None])
+    return np.where(counts >= np.rint(values * TRIALS)[:, None], mass, 0).sum(axis=1)
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (2, 3), (1, 8), (60, 60)])
+def test_a_beta_binomial_fitted_to_the_null_rejects_too_often(shape):
+    values, nulls = independents(shape, 10_000)
+    p, ours = plug_in_p(values, nulls), t_interval_p(values, nulls, TRIALS, 0.0)
+    assert (p <= 0.001).mean() >= 0.003
+    assert (p <= 0.001).mean() >= 2 * (ours <= 0.001).mean()
+
+
+def test_a_combined_p_of_one_method_is_its_own():
+    assert combine([0.03]) == pytest.approx(0.03)
+
+
+def test_combine_golden_value():
+    assert combine([0.01, 0.05, 1.0]) == pytest.approx(3 / 121)
+    assert combine([1.0, 1.0]) == 1.0
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_combine_keeps_its_level(k):
+    p = np.random.default_rng(k).uniform(size=(200_000, k))
+    harmonic = k / (1 / p).sum(axis=1)
+    assert combine(list(p[0])) == pytest.approx(harmonic[0])
+    assert (harmonic <= 0.01).mean() <= 0.0115
+    assert combine([0.0123] * k) == pytest.approx(0.0123)
+
+
+@pytest.mark.parametrize("k", [2, 3, 6])
+@pytest.mark.parametrize("p", [1e-300, 1e-6, 0.01, 0.2])
+def test_a_method_that_sees_nothing_costs_at_most_a_factor(p, k):
+    assert combine([p] + [1.0] * (k - 1)) <= k * p
+
+
+@pytest.mark.filterwarnings("error")
+def test_combine_of_many_certain_methods_stays_positive():
+    assert combine([float(np.finfo(float).tiny)] * 6) > 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 30])
+def test_q_values_are_those_of_scipy(count):
+    p = np.random.default_rng(count).uniform(size=count) ** 3
+    np.testing.assert_allclose(q_values(p), stats.false_discovery_control(p))
+
+
+def test_q_values_with_ties_and_without_findings():
+    np.testing.assert_allclose(q_values([0.5, 0.01, 0.01]), stats.false_discovery_control([0.5, 0.01, 0.01]))
+    assert q_values([]) == []
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "wanted"),
+    [
+        (0.001, 0.01, Verdict.DERIVED),
+        (0.001, 0.0100001, Verdict.SUSPECTED),
+        (0.05, 0.05, Verdict.SUSPECTED),
+        (0.0500001, 0.2, Verdict.INDEPENDENT),
+        (1.0, 1.0, Verdict.INDEPENDENT),
+        (None, None, Verdict.INCONCLUSIVE),
+        (None, 0.001, Verdict.INCONCLUSIVE),
+        (0.001, None, Verdict.INCONCLUSIVE),
+    ],
+)
+def test_verdicts_at_their_boundaries(p, q, wanted):
+    assert verdict(p, q, 0.01) == wanted
+
+
+def null(*scores, **more):
+    return Null(scores, tuple(f"r{i}" for i in range(len(scores))), **more)
+
+
+def test_too_few_independents_give_no_p():
+    scores = (0.1, 0.2, 0.15, 0.12)
+    assert calibrate.MIN_NULL == 4
+    assert p_value(Score(0.9), None, resolution=0.0) == (None, None)
+    assert p_value(Score(0.9), null(*scores[:3]), resolution=0.0) == (None, None)
+    p, about = p_value(Score(0.9), null(*scores), resolution=0.0)
+    assert p == parametric_p(0.9, np.array(scores), trials=None, resolution=0.0)
+    assert about == {"n": 4, "mean": pytest.approx(0.1425), "max": 0.2, "conformal_p": 0.2}
+
+
+def test_rates_are_judged_as_rates():
+    scores = (0.1, 0.2, 0.15, 0.12)
+    p, _ = p_value(Score(0.9, trials=50), null(*scores, fit=0.5), resolution=0.0)
+    assert p == parametric_p(0.9, np.array(scores), trials=50, resolution=0.0)
+
+
+def test_an_exact_test_goes_before_the_null():
+    assert p_value(Score(0.9, p_value=1e-9), null(0.1, 0.2, 0.15, 0.12), resolution=0.0) == (1e-9, None)
+    assert p_value(Score(0.9, p_value=1e-9), None, resolution=0.0) == (1e-9, None)
+
+
+def test_an_exact_test_that_references_fail_is_set_aside():
+    p, about = p_value(Score(0.2, p_value=1e-9), null(0.1, 0.2, 0.15, 0.12, related=True), resolution=0.0)
+    assert p > 0.05
+    assert about["exact_p"] == 1e-9
+    assert p_value(Score(0.9, p_value=1e-9), null(0.1, related=True), resolution=0.0) == (None, None)
+
+
+def test_fit_is_told_apart_from_no_fit():
+    rng = np.random.default_rng(0)
+    assert goodness_of_fit([0.3] * 8, None) is None
+    assert goodness_of_fit([0.3, 0.4, 0.5], None) is None
+    normal = rng.normal(size=12)
+    assert goodness_of_fit(normal, None) == pytest.approx(stats.shapiro(normal).pvalue)
+    assert goodness_of_fit([*[0.1] * 11, 9.0], None) < 0.01
+    rates = rng.uniform(size=12)
+    wanted = stats.shapiro(np.arcsin(np.sqrt(rates))).pvalue
+    assert goodness_of_fit(rates, 100) == pytest.approx(wanted)

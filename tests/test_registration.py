@@ -1,0 +1,250 @@
+"""Registering: what is stored, what is refused, what is never done twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from fp_audit import Plan, abilities, plugins, register, victims
+from fp_audit.errors import DataError, PluginError, TargetError, UsageError, VictimError
+from fp_audit.preprocess import NAMED
+
+METHODS = set(plugins.names("fingerprints"))
+QUICK = ("identity", "weights")
+
+
+def cached(home):
+    """Every file of the cache with the time it was written."""
+    return {path.relative_to(home): path.stat().st_mtime_ns for path in (home / "cache").rglob("*") if path.is_file()}
+
+
+def relabelled(models, path, change):
+    with np.load(models.data) as arrays:
+        held = dict(arrays)
+    np.savez(path, **change(held))
+    return str(path)
+
+
+def test_everything_is_stored(registered):
+    where = victims.folder("owner")
+    about = json.loads((where / "victim.json").read_text())
+    assert set(about["fingerprints"]) == METHODS
+    assert {path.name for path in where.iterdir()} == {"victim.json", *about["digests"]}
+    for name, digest in about["digests"].items():
+        assert hashlib.sha256((where / name).read_bytes()).hexdigest() == digest
+    facts = about["facts"]
+    assert facts["seed"] == 0
+    assert {"fp-audit", "torch", "onnxruntime", "transformers", "timm", "numpy"} <= set(facts["versions"])
+    assert facts["data"]["images"] == 500
+    weights = next(file for file in facts["files"] if file["path"] == "model.safetensors")
+    assert weights["sha256"] == hashlib.sha256((registered.victim / "model.safetensors").read_bytes()).hexdigest()
+    assert [row["kind"] for row in facts["references"]] == ["trained"] * 6
+    assert all(row["accuracy"] > 0.5 for row in facts["references"]), facts["references"]
+
+
+def test_nulls_lie_below_the_victim_itself(registered):
+    victim = victims.load(victims.folder("owner"))
+    assert {"negatives", "negatives-logits", "sac", "ipguard"} <= set(victim.nulls)
+    for name, null in victim.nulls.items():
+        assert len(null.scores) == len(set(null.names)) == 6
+        assert max(null.scores) < victim.facts["own_scores"][name]["value"]
+    assert victim.probes.classes[0] == "zero"
+    assert victim.probes.accuracy > 0.9
+
+
+def test_abilities_name_every_method(registered):
+    rows = {row.method: row for row in abilities(victims.load(victims.folder("owner")))}
+    assert set(rows) == METHODS
+    assert rows["negatives"].threshold is not None
+    assert rows["negatives"].queries == 100
+    assert "exact test" in rows["weights"].statement
+
+
+def test_a_damaged_file_is_noticed(home):
+    where = victims.folder("owner") / "sac.safetensors"
+    where.write_bytes(where.read_bytes()[:-1] + b"!")
+    with pytest.raises(VictimError, match="does not match its digest"):
+        victims.load(victims.folder("owner"))
+
+
+def test_a_taken_name_is_refused_before_the_model_is_opened(home):
+    with pytest.raises(VictimError, match="'owner' exists"):
+        register(Plan("nowhere/at-all", "owner"))
+
+
+@pytest.mark.parametrize("name", ["", "../up", ".hidden", "a/b", "x" * 65])
+def test_names_that_are_no_names(home, name):
+    with pytest.raises(VictimError, match="cannot name a victim"):
+        register(Plan("nowhere/at-all", name))
+
+
+def test_fingerprints_and_references_are_made_once(home, registered):
+    before = cached(home)
+    again = register(Plan(str(registered.victim), "again", str(registered.data), train_references=6))
+    assert cached(home) == before
+    first = victims.load(victims.folder("owner"))
+    assert again.nulls == first.nulls
+    for name, fingerprint in first.fingerprints.items():
+        for key, array in fingerprint.arrays.items():
+            np.testing.assert_array_equal(again.fingerprints[name].arrays[key], array)
+
+
+def test_another_seed_is_another_fingerprint(home, registered):
+    before = set(cached(home))
+    register(Plan(str(registered.victim), "seeded", str(registered.data), methods=("negatives",), seed=5))
+    assert len(set(cached(home)) - before) == 2  # one fingerprint: its arrays and its description
+
+
+def test_an_interruption_keeps_what_is_finished(tmp_path, monkeypatch, registered):
+    monkeypatch.setenv("FP_AUDIT_HOME", str(tmp_path / "home"))
+    plan = Plan(str(registered.stranger), "v", str(registered.data), methods=("identity", "negatives", "sac"))
+
+    def interrupt(what, done):
+        if what == "generating sac":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        register(plan, progress=interrupt)
+    assert victims.names() == []
+    finished = cached(tmp_path / "home")
+    assert len(finished) == 4
+    victim = register(plan)
+    after = cached(tmp_path / "home")
+    assert finished.items() <= after.items()
+    assert set(victim.fingerprints) == {"identity", "negatives", "sac"}
+    assert not list((tmp_path / "home").rglob(".*"))
+
+
+def test_an_interrupted_training_keeps_the_references_that_are_done(tmp_path, monkeypatch, registered):
+    monkeypatch.setenv("FP_AUDIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("fp_audit.references.SEEN_IMAGES", 500)
+    stranger, data = str(registered.stranger), str(registered.data)
+    plan = Plan(stranger, "v", data, methods=("negatives",), train_references=2)
+
+    def interrupt(what, done):
+        if what == "training references" and done > 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        register(plan, progress=interrupt)
+    kept = {path for path in cached(tmp_path / "home") if "references" in path.parts}
+    assert {path.suffix for path in kept} == {".safetensors"}
+    assert 1 <= len(kept) <= 2
+    register(plan)
+    assert kept <= set(cached(tmp_path / "home"))
+    assert victims.names() == ["v"]
+
+
+def test_labels_that_the_model_does_not_know(home, registered, tmp_path):
+    rng = np.random.default_rng(0)
+    data = relabelled(
+        registered, tmp_path / "wrong.npz", lambda held: {**held, "labels": rng.permutation(held["labels"])}
+    )
+    with pytest.raises(DataError, match="does not fit"):
+        register(Plan(str(registered.victim), "v", data))
+
+
+def test_more_classes_than_the_model_has(home, registered, tmp_path):
+    data = relabelled(
+        registered, tmp_path / "many.npz", lambda held: {"images": held["images"], "labels": held["labels"] + 5}
+    )
+    with pytest.raises(DataError, match="does not fit"):
+        register(Plan(str(registered.victim), "v", data))
+    assert "v" not in victims.names()
+
+
+def test_classes_in_another_order_are_matched(home, registered, tmp_path):
+    def rotate(held):
+        return {"images": held["images"], "labels": (held["labels"] + 1) % 10}
+
+    data = relabelled(registered, tmp_path / "rotated.npz", rotate)
+    victim = register(Plan(str(registered.victim), "v", data, methods=("negatives",)))
+    assert victim.probes.accuracy > 0.9
+
+
+def test_without_data_only_what_needs_none_is_registered(home, registered):
+    victim = register(Plan(str(registered.stranger), "v"))
+    assert set(victim.fingerprints) == set(QUICK)
+    assert victim.probes is None
+    assert victim.facts["data"] is None
+
+
+@pytest.mark.parametrize("method", sorted(METHODS - set(QUICK)))
+def test_methods_that_need_data_say_so(home, registered, method):
+    with pytest.raises(UsageError, match="data"):
+        register(Plan(str(registered.stranger), "v", methods=(method,)))
+    assert "v" not in victims.names()
+
+
+def test_references_cannot_be_trained_without_data(home, registered):
+    with pytest.raises(UsageError, match="--data"):
+        register(Plan(str(registered.stranger), "v", train_references=2))
+
+
+def test_an_unknown_method(home, registered):
+    with pytest.raises(PluginError, match="no-such"):
+        register(Plan(str(registered.stranger), "v", methods=("no-such",)))
+
+
+def test_a_model_that_is_not_there(home, tmp_path):
+    with pytest.raises(TargetError, match="no such file"):
+        register(Plan(str(tmp_path / "nothing"), "v"))
+
+
+def test_several_models_are_not_one_victim(home, registered):
+    with pytest.raises(UsageError, match="name one of them"):
+        register(Plan(str(registered.models), "v"))
+
+
+def test_the_victim_is_no_reference(home, registered, tmp_path):
+    copy = shutil.copy(registered.stranger, tmp_path / "innocent.onnx")
+    with pytest.raises(UsageError, match="is the victim itself"):
+        register(Plan(str(registered.stranger), "v", methods=QUICK, references=(str(copy),)))
+    assert "v" not in victims.names()
+
+
+def test_given_references_are_scored_as_suspects_are(home, registered):
+    plan = Plan(
+        str(registered.stranger),
+        "v",
+        str(registered.data),
+        methods=("negatives", "weights"),
+        references=(str(registered.int8),),
+    )
+    victim = register(plan)
+    assert victim.nulls["negatives"].names == (str(registered.int8),)
+    assert victim.facts["references"][0]["kind"] == "given"
+
+
+def test_a_reference_that_cannot_be_opened_is_an_error(home, registered, tmp_path):
+    (tmp_path / "text.onnx").write_text("not a model")
+    plan = Plan(str(registered.stranger), "v", methods=QUICK, references=(str(tmp_path / "text.onnx"),))
+    with pytest.raises(UsageError, match=r"--references .*text\.onnx"):
+        register(plan)
+
+
+def shifted(source, path):
+    """The same ONNX model, for images in -1..1."""
+    model = onnx.load(source)
+    model.graph.input[0].name = "raw"
+    half = helper.make_tensor("half", TensorProto.FLOAT, [], [0.5])
+    model.graph.initializer.append(half)
+    model.graph.node.insert(0, helper.make_node("Mul", ["raw", "half"], ["halved"]))
+    model.graph.node.insert(1, helper.make_node("Add", ["halved", "half"], ["images"]))
+    onnx.save(model, path)
+    return path
+
+
+def test_an_onnx_victim_s_preprocessing_is_found_out(home, registered, tmp_path):
+    model = shifted(registered.stranger, tmp_path / "shifted.onnx")
+    victim = register(Plan(str(model), "v", str(registered.data), methods=("negatives",)))
+    assert victim.preprocess == NAMED["-1..1"]
+    assert victims.load(victims.folder("v")).preprocess == NAMED["-1..1"]
+    given = Plan(str(model), "w", str(registered.data), methods=("negatives",), preprocess=NAMED["-1..1"])
+    assert register(given).preprocess == NAMED["-1..1"]
