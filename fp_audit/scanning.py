@@ -147,7 +147,10 @@ def _judged(
         journal.note(outcome)
         outcomes.append(outcome)
         seen(outcome, len(outcomes), len(located))
-    place = {_key(item): index for index, item in enumerate(located)}
+    place: dict[_Key, int] = {}
+    for index, item in enumerate(located):
+        target, revision = _key(item)
+        place |= {(target, revision): index, (target, None): index}  # what is skipped on the way has no revision
     outcomes.sort(key=lambda outcome: place[_key(outcome)])
     yield from audit.conclude([item for item in outcomes if isinstance(item, Outcome)], options.alpha)
     yield from (item for item in outcomes if isinstance(item, Skipped))

@@ -193,3 +193,39 @@ def test_fit_is_told_apart_from_no_fit():
     rates = rng.uniform(size=12)
     wanted = stats.shapiro(np.arcsin(np.sqrt(rates))).pvalue
     assert goodness_of_fit(rates, 100) == pytest.approx(wanted)
+
+
+class TestAccuracy:
+    """Good models agree more with one another: the null is also taken at the suspect's accuracy."""
+
+    KNOWN = np.array([0.60, 0.65, 0.70, 0.75, 0.80, 0.85])
+    SCORES = np.array([0.51, 0.56, 0.59, 0.66, 0.69, 0.75])
+
+    def at(self, value, accuracy, **more):
+        arguments = {"trials": None, "resolution": 0.001, "accuracies": tuple(self.KNOWN), **more}
+        return parametric_p(value, self.SCORES, accuracy=accuracy, **arguments)
+
+    @pytest.mark.parametrize("value", [0.7, 0.8, 0.95])
+    def test_is_the_prediction_interval_of_a_regression(self, value):
+        """Oracle: ordinary least squares by the normal equations, scipy's t."""
+        design = np.stack([np.ones(6), self.KNOWN], axis=1)
+        beta, (rss,), *_ = np.linalg.lstsq(design, self.SCORES, rcond=None)
+        new = np.array([1.0, 0.9])
+        spread = np.sqrt(rss / 4 * (1 + new @ np.linalg.inv(design.T @ design) @ new))
+        regressed = stats.t.sf((value - new @ beta) / spread, df=4)
+        plain = self.at(value, None)
+        assert self.at(value, 0.9) == pytest.approx(max(plain, regressed), rel=1e-9)
+
+    def test_never_makes_a_score_more_suspicious(self):
+        for accuracy in np.linspace(0.1, 1.0, 10):
+            assert self.at(0.8, accuracy) >= self.at(0.8, None)
+
+    def test_excuses_a_good_independent_and_not_a_copy(self):
+        assert self.at(0.80, 0.90) > 0.3 > self.at(0.80, 0.70)
+        assert self.at(1.0, 0.90) < 0.01
+
+    def test_says_nothing_where_accuracies_are_missing_or_alike(self):
+        plain = self.at(0.8, None)
+        assert self.at(0.8, 0.9, accuracies=(0.7,) * 6) == plain
+        assert self.at(0.8, 0.9, accuracies=(None, *self.KNOWN[1:])) == plain
+        assert self.at(0.8, 0.9, accuracies=()) == plain
