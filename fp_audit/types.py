@@ -165,12 +165,12 @@ class Null:
 
     scores: tuple[float, ...]
     names: tuple[str, ...]
-    accuracies: tuple[float | None, ...] = ()
-    """Of each independent on the victim's probes: the more accurate a model, the more it agrees with any other."""
     fit: float | None = None
     """Shapiro-Wilk p-value of the (transformed) scores: how well the normal family of the parametric tail fits."""
     related: bool = False
     """Whether a reference itself fails the method's exact test: victim and references share an ancestor."""
+    accuracies: tuple[float | None, ...] = ()
+    """Of each independent on the victim's probes: the more accurate a model, the more it agrees with any other."""
 
 
 @dataclass(frozen=True)

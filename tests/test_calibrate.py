@@ -55,7 +55,9 @@ def test_rates_are_never_believed_to_scatter_less_than_binomial_noise():
     null = np.full(N, 0.4)
     x = np.arcsin(np.sqrt(0.6)) - np.arcsin(np.sqrt(0.4))
     wanted = stats.t.sf(x / (0.05 * np.sqrt(1 + 1 / N)), N - 1)
-    assert parametric_p(0.6, null, trials=100, resolution=99.0) == pytest.approx(wanted, rel=1e-9)
+    assert parametric_p(0.6, null, trials=100, resolution=0.01) == pytest.approx(wanted, rel=1e-9)
+    wider = stats.t.sf(x / (0.2 * np.sqrt(1 + 1 / N)), N - 1)
+    assert parametric_p(0.6, null, trials=100, resolution=0.2) == pytest.approx(wider, rel=1e-9)
 
 
 def test_scores_are_never_believed_to_scatter_less_than_the_resolution():
