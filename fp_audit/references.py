@@ -33,7 +33,7 @@ MAX_SIDE = 64
 SEEN_IMAGES = 120_000
 """Images that one reference is shown in training: enough for small networks, minutes on one core."""
 
-MAX_EPOCHS = 60
+MAX_EPOCHS = 40
 
 
 @dataclass(frozen=True)
