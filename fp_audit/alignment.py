@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fp_audit.data import Labelled
 from fp_audit.errors import NotApplicable, UsageError
 from fp_audit.metrics import accuracy
-from fp_audit.model import BlackBox, Reordered, Unprepared, as_images, as_probabilities
+from fp_audit.model import BlackBox, Memoised, Reordered, Unprepared, as_images, as_probabilities
 from fp_audit.preprocess import Preprocess, candidates
 from fp_audit.types import Images, Outputs, Pixels
 
@@ -81,13 +81,15 @@ def settle(opened: BlackBox | Unprepared, probes: Probes | None, known: Preproce
         raise UsageError("the file does not say how images are preprocessed: pass --data to find out, or --preprocess")
     images = as_images(probes.pixels)
     if known is not None:
-        model = opened.with_preprocess(known)
+        model = Memoised(opened.with_preprocess(known))
         if _fit(model, images, probes)[0] >= NEARLY * probes.accuracy:
-            return Settled(model, known, len(images))
-    tried = [(preprocess, opened.with_preprocess(preprocess)) for preprocess in candidates(opened.spec.channels)]
+            return Settled(model, known, 0)
+    tried = [
+        (preprocess, Memoised(opened.with_preprocess(preprocess))) for preprocess in candidates(opened.spec.channels)
+    ]
     fits = [_fit(model, images, probes) for _, model in tried]
     preprocess, model = tried[max(range(len(tried)), key=lambda i: fits[i])]
-    return Settled(model, preprocess, len(images) * (len(tried) + (known is not None)))
+    return Settled(model, preprocess, len(images) * (len(tried) - 1 + (known is not None)))
 
 
 def _fit(model: BlackBox, images: Images, probes: Probes) -> tuple[float, float]:
@@ -108,7 +110,7 @@ class Settled:
     preprocess: Preprocess | None
     """None where the file states it."""
     queries: int
-    """Images that were shown to find out."""
+    """Images that were shown in vain to find out; the model remembers its answers to the probes."""
 
 
 @dataclass(frozen=True)

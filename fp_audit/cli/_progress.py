@@ -6,8 +6,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from fp_audit.engine import Progress
+if TYPE_CHECKING:
+    from fp_audit.engine import Progress
 
 QUIET_SECONDS = 10.0
 """Off a terminal, the same activity is reported no more often than this."""
