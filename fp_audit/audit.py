@@ -7,7 +7,7 @@ suspect happens in a sandboxed child; this process reads listings, JSON and scor
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -61,7 +61,6 @@ def run(
     job: Job,
     *,
     jobs: int | None = None,
-    done: Callable[[Outcome | Skipped], None] = lambda _: None,
 ) -> Iterator[Outcome | Skipped]:
     """Examine models, several at a time, and yield each outcome as it comes.
 
@@ -69,7 +68,6 @@ def run(
         located: from ``targets.locate``; what is ``Skipped`` already is passed on.
         job: what to do with each.
         jobs: models at a time; by default as many as there are cores.
-        done: told each outcome from the thread of the caller.
     """
     models = [item for item in located if isinstance(item, Located)]
     pairs = max(1, len(models) * len(job.victims))
@@ -84,9 +82,7 @@ def run(
         pool = ThreadPoolExecutor(workers)
         try:
             for future in as_completed([pool.submit(examine, item, job, sandbox, pairs) for item in models]):
-                outcome = future.result()
-                done(outcome)
-                yield outcome
+                yield future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
