@@ -6,6 +6,7 @@ probes, before any method compares anything.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,13 @@ NEARLY = 0.9
 
 CLEARLY_BETTER = 0.1
 """Gain in probe accuracy for which a permutation of the classes is preferred to the order of the file."""
+
+
+SURER = 0.05
+"""Nats of mean log-likelihood that a network gains by being fed values far larger than it was trained on."""
+
+BLANK_SIDE = 32
+"""Pixels a side of the image that finds out how many outputs a model of any size has."""
 
 
 @dataclass(frozen=True)
@@ -64,19 +72,24 @@ def make_probes(data: Labelled, *, seed: int, accuracy: float = 1.0) -> Probes:
 def settle(opened: BlackBox | Unprepared, probes: Probes | None, known: Preprocess | None = None) -> Settled:
     """Find out how a model wants its images, if its file does not say so.
 
-    The usual conventions are tried on the probes; the one with the highest accuracy is taken, and among equals the
-    one under which the true labels are likeliest.
+    The usual conventions are tried on the probes; of those that are as accurate as the best, within one standard error,
+    the one under which the true labels are likeliest is taken. A network without normalisation is about as accurate,
+    and surer of itself, on values 255 times too large: values above 1 must make up for ``SURER``.
 
     Args:
         opened: a model, possibly unprepared.
         probes: labelled images of its task.
         known: the convention of the victim, tried first and taken if it does nearly as well as on the victim.
 
+    Without probes the victim's convention is believed.
+
     Raises:
-        UsageError: it is unprepared and there are no probes.
+        UsageError: it is unprepared and there are neither probes nor a known convention.
     """
     if not isinstance(opened, Unprepared):
         return Settled(opened, None, 0)
+    if probes is None and known is not None:
+        return Settled(opened.with_preprocess(known), known, 0)
     if probes is None:
         raise UsageError("the file does not say how images are preprocessed: pass --data to find out, or --preprocess")
     images = as_images(probes.pixels)
@@ -88,7 +101,14 @@ def settle(opened: BlackBox | Unprepared, probes: Probes | None, known: Preproce
         (preprocess, Memoised(opened.with_preprocess(preprocess))) for preprocess in candidates(opened.spec.channels)
     ]
     fits = [_fit(model, images, probes) for _, model in tried]
-    preprocess, model = tried[max(range(len(tried)), key=lambda i: fits[i])]
+    best = max(reached for reached, _ in fits)
+    enough = best - np.sqrt(best * (1.0 - best) / len(images))
+
+    def rank(i: int) -> tuple[bool, float]:
+        reached, likely = fits[i]
+        return reached >= enough, float(np.nan_to_num(likely, nan=-np.inf)) - SURER * (tried[i][0].scale > 1.0)
+
+    preprocess, model = tried[max(range(len(tried)), key=rank)]
     return Settled(model, preprocess, len(images) * (len(tried) - 1 + (known is not None)))
 
 
@@ -145,6 +165,32 @@ def align(suspect: BlackBox, probes: Probes) -> Alignment:
             "another task, or its classes or preprocessing could not be found out"
         )
     return Alignment(Reordered(suspect, order, probes.classes), order, how, reached)
+
+
+def count_outputs(model: BlackBox) -> int:
+    """Ask a model one black image and count its outputs."""
+    spec = model.spec
+    blank = np.zeros((1, spec.channels, spec.height or BLANK_SIDE, spec.width or BLANK_SIDE), np.float32)
+    return int(model.predict(blank).shape[1])
+
+
+def in_order(suspect: BlackBox, count: int | None, classes: Sequence[str] | None) -> BlackBox:
+    """Believe that a suspect's classes are the victim's, by name or else in the order of its outputs.
+
+    Args:
+        suspect: the model.
+        count: number of the victim's outputs; None if it was never asked.
+        classes: their names, if it has any.
+
+    Raises:
+        NotApplicable: the suspect has another number of outputs, or the victim was never asked.
+    """
+    if count is None:
+        raise NotApplicable("the victim was registered without data and was never asked")
+    if (outputs := count_outputs(suspect)) != count:
+        raise NotApplicable(f"it has {outputs} classes, the victim has {count}")
+    named = _by_name(suspect.classes, tuple(classes) if classes else None)
+    return suspect if named is None else Reordered(suspect, named, tuple(classes or ()))
 
 
 def _order(suspect: BlackBox, answers: Outputs, probes: Probes) -> tuple[NDArray[np.intp], str]:

@@ -16,11 +16,11 @@ import numpy as np
 
 from fp_audit import data as labelled_images
 from fp_audit.alignment import align, make_probes, settle
-from fp_audit.attacks._base import Attack, Surrogate, Task, top1
+from fp_audit.attacks._base import Attack, Surrogate, Task
 from fp_audit.attacks._options import build
 from fp_audit.attacks._provenance import Cost, Fidelity, Provenance, versions
 from fp_audit.data import Labelled
-from fp_audit.engine import Progress, pick_device, silent
+from fp_audit.engine import Progress, pick_device, silent, top1
 from fp_audit.errors import DataError, NotApplicable, TargetError, UsageError
 from fp_audit.model import Adapter, BlackBox, LoadOptions
 from fp_audit.preprocess import Preprocess

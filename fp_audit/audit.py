@@ -17,6 +17,7 @@ from fp_audit import calibrate, plugins
 from fp_audit.comparison import Comparison, compare
 from fp_audit.engine import cores
 from fp_audit.errors import SandboxCrash, TargetError
+from fp_audit.methods import restored, rung
 from fp_audit.model import LoadOptions
 from fp_audit.sandbox import Limits, Sandbox
 from fp_audit.subject import Subject
@@ -98,8 +99,8 @@ def _warm(sandbox: Sandbox, models: Sequence[Located], job: Job) -> None:
 def preload(adapter_name: str, access: Access) -> tuple[str, ...]:
     """Name what a child needs, our own modules included: what the server has imported no child imports again."""
     kind = adapter(adapter_name)
-    methods = (plugins.load("fingerprints", name) for name in plugins.names("fingerprints"))
-    ours = {method.__module__ for method in methods if method.suspect_access == access}
+    every = plugins.load_all("fingerprints").values()
+    ours = {method.__module__ for method in every if access in (method.suspect_access, method.suspect_gain)}
     return (*kind.preload[access], type(kind).__module__, *sorted(ours), "fp_audit.worker")
 
 
@@ -117,7 +118,8 @@ def examine(item: Located, job: Job, sandbox: Sandbox, pairs: int) -> Outcome | 
     try:
         subject = Subject.of_artifact(item.artifact, adapter(item.artifact.adapter), job.load)
         for path, victim in job.victims.items():
-            state.add(path, victim, compare(subject, victim, Access.IDENTITY))
+            names = _methods(victim, Access.IDENTITY, job.depth)
+            state.add(path, victim, compare(subject, victim, names, Access.IDENTITY), Access.IDENTITY)
         for access in LADDER:
             wanted = state.undecided(job, access, pairs)
             if wanted:
@@ -144,8 +146,10 @@ class _State:
     failure: str | None = None
     queries: int = 0
 
-    def add(self, path: Path, victim: Victim, comparison: Comparison) -> None:
-        judged = tuple(evidence_of(name, score, victim, comparison.detail) for name, score in comparison.scores.items())
+    def add(self, path: Path, victim: Victim, comparison: Comparison, access: Access) -> None:
+        judged = tuple(
+            evidence_of(name, score, victim, comparison.detail, access) for name, score in comparison.scores.items()
+        )
         self.evidence[path] += judged
         self.silent[path] |= comparison.silent
         self.queries += comparison.queries
@@ -159,7 +163,7 @@ class _State:
             for path, victim in job.victims.items()
             if job.exhaustive or not _decided(self.evidence[path], job.alpha / pairs)
         }
-        wanted = {path: _methods(victim, access) for path, victim in open_.items()}
+        wanted = {path: _methods(victim, access, job.depth) for path, victim in open_.items()}
         return {path: methods for path, methods in wanted.items() if methods}
 
     def fetch(self, item: Located) -> None:
@@ -176,7 +180,7 @@ class _State:
         self.opened = True
         try:
             for path in wanted:
-                self.add(path, job.victims[path], comparison_from_json(answer[str(path)]))
+                self.add(path, job.victims[path], comparison_from_json(answer[str(path)]), access)
         except (KeyError, TypeError, ValueError) as error:
             raise SandboxCrash(f"the process that had it open sent a malformed answer ({error})") from None
 
@@ -191,8 +195,9 @@ class _State:
         )
 
 
-def _methods(victim: Victim, access: Access) -> list[str]:
-    return [name for name in victim.fingerprints if plugins.load("fingerprints", name).suspect_access == access]
+def _methods(victim: Victim, access: Access, depth: Access) -> list[str]:
+    """Name the victim's methods that run with ``access`` when ``depth`` is allowed."""
+    return [name for name in victim.fingerprints if rung(name, depth) == access]
 
 
 def _decided(evidence: tuple[Evidence, ...], bound: float) -> bool:
@@ -202,23 +207,26 @@ def _decided(evidence: tuple[Evidence, ...], bound: float) -> bool:
     )
 
 
-def evidence_of(name: str, score: Score, victim: Victim, detail: Mapping[str, Any]) -> Evidence:
+def evidence_of(name: str, score: Score, victim: Victim, detail: Mapping[str, Any], access: Access) -> Evidence:
     """Judge one score against the victim's null."""
-    method = plugins.load("fingerprints", name)
+    fingerprint, null = victim.fingerprints[name], victim.nulls.get(name)
+    method = restored(fingerprint)
     accuracy = detail.get("probe_accuracy")
-    p, null = calibrate.p_value(score, victim.nulls.get(name), resolution=method.resolution, accuracy=accuracy)
-    extra = {"identical": True} if score.identical else {}
-    if null and null.get("exact_p", 1.0) <= calibrate.SUSPECTED:
+    p, about = calibrate.p_value(score, null, resolution=method.resolution, accuracy=accuracy)
+    extra: dict[str, Any] = {"identical": True} if score.identical else {}
+    if about and about.get("exact_p", 1.0) <= calibrate.SUSPECTED:
         extra["related"] = True
+    found = {**score.detail, **method.judge(fingerprint, score, null)}
     return Evidence(
         method=name,
-        access=method.suspect_access,
+        access=access,
         score=score.value,
         p_value=p,
-        null=null,
+        null=about,
         queries=score.queries,
-        statement=method.explain(score.value, score.detail, null),
-        detail={**score.detail, **detail, **extra},
+        statement=method.explain(score.value, found, about),
+        parts=score.parts,
+        detail={**found, **detail, **extra},
     )
 
 

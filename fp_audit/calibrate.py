@@ -12,6 +12,7 @@ the arcsine scale with the binomial noise as a floor stays within 1.5 times its 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,38 +90,63 @@ def stabilised(scores: NDArray[np.float64], trials: int | None) -> NDArray[np.fl
 
 def p_value(
     score: Score, null: Null | None, *, resolution: float, accuracy: float | None = None
-) -> tuple[float | None, dict[str, float] | None]:
+) -> tuple[float | None, dict[str, Any] | None]:
     """Judge one score; ``accuracy`` is the suspect's on the victim's probes, where it is known.
 
     Returns:
         The p-value that votes (None when neither an exact test nor enough independents exist) and a
         description of the null for the report. An exact test is set aside when references fail it themselves: then
-        sharing weights with the victim is what independents of this family do.
+        sharing weights with the victim is what independents of this family do. A score in parts is judged part by part,
+        and the harmonic mean of the p-values votes.
     """
     if score.p_value is not None and not (null and null.related):
         return score.p_value, None
     if null is None or len(null.scores) < MIN_NULL:
         return None, None
+    about = _describe(score.value, null)
+    if null.related and score.p_value is not None:
+        about["exact_p"] = score.p_value
+    if not score.parts:
+        sample = np.asarray(null.scores, float)
+        return parametric_p(
+            score.value,
+            sample,
+            trials=score.trials,
+            resolution=resolution,
+            accuracy=accuracy,
+            accuracies=null.accuracies,
+        ), about
+    p_values = part_p_values(score, null, resolution=resolution, accuracy=accuracy)
+    about["part_p"] = p_values
+    return combine(list(p_values.values())) if p_values else None, about
+
+
+def part_p_values(score: Score, null: Null, *, resolution: float, accuracy: float | None) -> dict[str, float]:
+    """Judge each part of a score against the same part of the independents that have it, if enough have."""
+    found = {}
+    for name, value in score.parts.items():
+        having = [i for i, parts in enumerate(null.parts) if name in parts]
+        if len(having) >= MIN_NULL:
+            found[name] = parametric_p(
+                value,
+                np.array([null.parts[i][name] for i in having]),
+                trials=None,
+                resolution=resolution,
+                accuracy=accuracy,
+                accuracies=[null.accuracies[i] for i in having],
+            )
+    return found
+
+
+def _describe(value: float, null: Null) -> dict[str, Any]:
     sample = np.asarray(null.scores, float)
-    p = parametric_p(
-        score.value,
-        sample,
-        trials=score.trials,
-        resolution=resolution,
-        accuracy=accuracy,
-        accuracies=null.accuracies,
-    )
     about = {
         "n": len(sample),
         "mean": float(sample.mean()),
         "max": float(sample.max()),
-        "conformal_p": conformal_p(score.value, sample),
+        "conformal_p": conformal_p(value, sample),
     }
-    if null.fit is not None:
-        about["fit_p"] = null.fit
-    if null.related and score.p_value is not None:
-        about["exact_p"] = score.p_value
-    return p, about
+    return about if null.fit is None else {**about, "fit_p": null.fit}
 
 
 def goodness_of_fit(null: Sequence[float], trials: int | None) -> float | None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fp_audit import plugins
-from fp_audit.alignment import align, settle
+from fp_audit.alignment import align, in_order, settle
 from fp_audit.errors import NotApplicable
 from fp_audit.fingerprints._base import Method
+from fp_audit.methods import restored
 from fp_audit.model import Counted, Memoised
 from fp_audit.subject import Subject
-from fp_audit.types import Access, Fingerprint, Score
+from fp_audit.types import Access, Score
 from fp_audit.victims import Victim
 
 
@@ -30,52 +30,54 @@ class Comparison:
     """What was found out about the model: preprocessing, class alignment."""
 
 
-def method_of(fingerprint: Fingerprint) -> Method:
-    """Return the method that made a fingerprint, with the options that it was made with."""
-    options = {key: value for key, value in fingerprint.options.items() if key != "seed"}
-    method: Method = plugins.load("fingerprints", fingerprint.method)(**options)
-    return method
-
-
-def compare(subject: Subject, victim: Victim, access: Access) -> Comparison:
-    """Run the victim's methods that need exactly ``access`` of the suspect.
+def compare(subject: Subject, victim: Victim, names: Collection[str], access: Access) -> Comparison:
+    """Run some of the victim's methods with at most ``access`` to the suspect.
 
     Raises:
         TargetError: the suspect cannot be opened.
     """
-    methods = {name: method_of(fingerprint) for name, fingerprint in victim.fingerprints.items()}
-    methods = {name: method for name, method in methods.items() if method.suspect_access == access}
+    methods = {name: restored(victim.fingerprints[name]) for name in names}
+    subject = subject.limited(access)
     if not methods:
         return Comparison({}, {})
     if access < Access.QUERIES:
-        return _run(methods, victim, subject, subject, "")
+        return _run(methods, victim, subject, subject)
     settled = settle(subject.opened(), victim.probes, victim.preprocess)
     counted = Counted(settled.model)
+    if settled.preprocess is not None:
+        subject = subject.prepared(settled.preprocess)
     view = subject.seen_as(Memoised(counted))
-    detail: dict[str, Any] = {
-        "preprocess": settled.preprocess.describe() if settled.preprocess else "stated by the model"
-    }
-    aligned, why = None, "the victim was registered without data"
-    if victim.probes is not None:
-        try:
-            alignment = align(view.black_box(), victim.probes)
-            aligned = subject.seen_as(alignment.model)
-            detail |= {"classes_aligned_by": alignment.how, "probe_accuracy": alignment.accuracy}
-        except NotApplicable as error:
-            why = str(error)
-    done = _run(methods, victim, view, aligned, why)
+    aligned, detail = _aligned(view, victim)
+    detail["preprocess"] = settled.preprocess.describe() if settled.preprocess else "stated by the model"
+    done = _run(methods, victim, view, aligned)
     return Comparison(done.scores, done.silent, settled.queries + counted.queries, detail)
 
 
-def _run(
-    methods: Mapping[str, Method], victim: Victim, plain: Subject, aligned: Subject | None, why: str
-) -> Comparison:
+def _aligned(view: Subject, victim: Victim) -> tuple[Subject | str, dict[str, Any]]:
+    """Bring a suspect's classes into the victim's order; return the view, or why that is impossible, and how.
+
+    Without probes the order cannot be checked: names, or else the order of the file, are believed.
+    """
+    try:
+        if victim.probes is None:
+            assumed = in_order(view.black_box(), victim.facts.get("outputs"), victim.facts.get("classes"))
+            return view.seen_as(assumed), {"classes_aligned_by": "unchecked order"}
+        alignment = align(view.black_box(), victim.probes)
+    except NotApplicable as error:
+        return str(error), {}
+    found = {"classes_aligned_by": alignment.how, "probe_accuracy": alignment.accuracy}
+    return view.seen_as(alignment.model), found
+
+
+def _run(methods: Mapping[str, Method], victim: Victim, plain: Subject, aligned: Subject | str) -> Comparison:
     scores: dict[str, Score] = {}
     silent: dict[str, str] = {}
     for name, method in methods.items():
         view = aligned if method.aligned else plain
-        if view is None:
-            silent[name] = why
+        if isinstance(view, str) and method.unaligned_gain and plain.can_be_differentiated():
+            view = plain.unaligned()
+        if isinstance(view, str):
+            silent[name] = view
             continue
         try:
             scores[name] = method.compare(victim.fingerprints[name], view)

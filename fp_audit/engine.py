@@ -6,15 +6,18 @@ Torch is imported inside the functions: whoever only compares answers never pays
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fp_audit.errors import UsageError
-from fp_audit.model import as_images
-from fp_audit.types import Pixels
+from fp_audit.model import BlackBox, as_images
+from fp_audit.types import Images, Outputs, Pixels
 
 if TYPE_CHECKING:
     import torch
@@ -106,17 +109,129 @@ def fit(
     import torch
     from torch.nn.functional import cross_entropy
 
-    generator = torch.Generator().manual_seed(seed)
     network.to(device).train(parameters is None)
     trained = list(network.parameters()) if parameters is None else parameters
-    steps = max(1, round(recipe.epochs * len(pixels) / recipe.batch))
-    optimizer, schedule = _optimizer(trained, recipe, steps)
-    images, wanted = torch.from_numpy(pixels), torch.from_numpy(targets).to(device)
+    steps = _steps(recipe, len(pixels))
+    images, wanted = torch.from_numpy(pixels).to(device), torch.from_numpy(targets).to(device)
+
+    def loss(view: _View) -> torch.Tensor:
+        batch = _seen(images, view, recipe)
+        with _precision(device):
+            return cross_entropy(network(batch), wanted[view.chosen.to(device)])
+
+    losses = map(loss, _views(pixels.shape, recipe, steps, seed))
+    _descend(trained, losses, recipe, steps, seed=seed, after_step=after_step, progress=progress, what=what)
+    network.eval()
+    return steps
+
+
+def fit_many(
+    networks: Sequence[torch.nn.Module],
+    pixels: Pixels,
+    targets: np.ndarray,
+    recipe: Recipe,
+    *,
+    seeds: Sequence[int],
+    device: str = "cpu",
+    progress: Progress = silent,
+    what: str = "training",
+) -> int:
+    """Train E networks of one architecture in place and at once, each as ``fit`` would with its own seed.
+
+    Their weights are stacked and every operation is done for all of them together (``torch.vmap``): for a GPU, which
+    one small network leaves idle. The weights are those of E calls of ``fit`` up to rounding; dropout draws other
+    numbers.
+
+    Args:
+        networks: E networks that differ in their weights only, each from [0, 1] images to logits.
+        pixels: N x C x H x W, uint8; each network sees them in its own order and augmentation.
+        targets: N labels, or E x N labels.
+        recipe: how.
+        seeds: E numbers.
+        device: where.
+        progress: told the share of steps done.
+        what: first argument of ``progress``.
+
+    Returns:
+        The number of steps taken by each.
+    """
+    import torch
+    from torch.func import functional_call, stack_module_state
+    from torch.nn.functional import cross_entropy
+
+    for network in networks:
+        network.to(device).train()
+    count, steps = len(networks), _steps(recipe, len(pixels))
+    images = torch.from_numpy(pixels).to(device)
+    wanted = torch.from_numpy(np.array(np.broadcast_to(targets, (count, len(pixels))))).to(device)
+    weights, buffers = stack_module_state(list(networks))
+    statistics = {name: buffers[name] for name in _moving(networks[0], pixels.shape[1:], device)}
+
+    def logits(own: dict[str, torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
+        answers: torch.Tensor = functional_call(networks[0], own, (batch,))
+        return answers
+
+    def loss(views: tuple[_View, ...]) -> torch.Tensor:
+        batches = _seen(images, _View(*map(_joined, zip(*views, strict=True))), recipe)
+        labels = wanted.gather(1, torch.stack([view.chosen for view in views]).to(device))
+        with _precision(device):
+            answers = torch.vmap(logits, randomness="different")(
+                {**weights, **statistics}, batches.reshape(count, -1, *pixels.shape[1:])
+            )
+            return count * cross_entropy(answers.flatten(0, 1), labels.flatten())  # the sum of E means
+
+    losses = map(loss, zip(*(_views(pixels.shape, recipe, steps, seed) for seed in seeds), strict=True))
+    trained = [weight for weight in weights.values() if weight.requires_grad]
+    _descend(trained, losses, recipe, steps, seed=seeds[0], progress=progress, what=what)
+    _hand_back(networks, {**weights, **statistics})
+    return steps
+
+
+def _moving(network: torch.nn.Module, shape: tuple[int, ...], device: str) -> list[str]:
+    """Name the buffers that a forward pass in training mode changes: moving statistics.
+
+    Other buffers are constants, which the networks of one architecture share. A graph out of an ONNX file reads
+    shapes from some of them, which it cannot do from stacked ones.
+    """
+    import torch
+
+    tried = deepcopy(network)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        tried(torch.rand(2, *shape).to(device))
+    after = dict(tried.named_buffers())
+    return [name for name, value in network.named_buffers() if not torch.equal(value, after[name])]
+
+
+def _hand_back(networks: Sequence[torch.nn.Module], stacked: Mapping[str, torch.Tensor]) -> None:
+    """Write stacked parameters and buffers into the networks and leave these in evaluation mode."""
+    import torch
+
+    with torch.no_grad():
+        for i, network in enumerate(networks):
+            held = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+            for name, values in stacked.items():
+                held[name].copy_(values[i])
+            network.eval()
+
+
+def _descend(
+    parameters: list[torch.nn.Parameter],
+    losses: Iterator[torch.Tensor],
+    recipe: Recipe,
+    steps: int,
+    *,
+    seed: int,
+    after_step: Callable[[], None] | None = None,
+    progress: Progress,
+    what: str,
+) -> None:
+    """Follow the gradients of ``losses``, one for each of ``steps``; each is computed after the step before it."""
+    import torch
+
+    optimizer, schedule = _optimizer(parameters, recipe, steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # dropout and the like
-        for step, index in enumerate(_batches(len(images), recipe.batch, steps, generator)):
-            batch = _augment(images[index].to(device).float() / 255.0, recipe, generator)
-            loss = cross_entropy(network(batch), wanted[index.to(device)])
+        for step, loss in enumerate(losses):
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -125,9 +240,23 @@ def fit(
                 after_step()
             if step % 10 == 0:
                 progress(what, step / steps)
-    network.eval()
     progress(what, 1.0)
-    return steps
+
+
+def _steps(recipe: Recipe, count: int) -> int:
+    return max(1, round(recipe.epochs * count / recipe.batch))
+
+
+def _precision(device: str) -> AbstractContextManager[object]:
+    """Compute in bfloat16 while training on a GPU that has it; weights and losses stay float32, and so does a CPU.
+
+    Only training is so imprecise. Answers that decide verdicts are never computed in it.
+    """
+    import torch
+
+    if not device.startswith("cuda") or not torch.cuda.is_bf16_supported():
+        return nullcontext()
+    return torch.autocast("cuda", dtype=torch.bfloat16, cache_enabled=False)  # each weight is used once a step
 
 
 def _optimizer(
@@ -147,6 +276,37 @@ def _optimizer(
     return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
+class _View(NamedTuple):
+    """What one step shows, on the CPU: n images, each shifted and flipped in its own way."""
+
+    chosen: torch.Tensor
+    """n, indices of the images."""
+    offset: torch.Tensor
+    """2 x n, rows and columns, each in [0, 2 * reach]."""
+    flipped: torch.Tensor
+    """n, bool."""
+
+
+def _joined(parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Join one field of several views."""
+    import torch
+
+    return torch.cat(parts, dim=-1)
+
+
+def _views(shape: tuple[int, ...], recipe: Recipe, steps: int, seed: int) -> Iterator[_View]:
+    """Yield what each of ``steps`` shows of images of ``shape``, N x C x H x W."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    reach = _reach(recipe, shape)
+    for index in _batches(shape[0], recipe.batch, steps, generator):
+        size = len(index)
+        offset = torch.randint(0, 2 * reach + 1, (2, size), generator=generator) if reach else index.new_zeros(2, size)
+        flipped = torch.rand(size, generator=generator) < 0.5 if recipe.flip else torch.zeros(size, dtype=torch.bool)
+        yield _View(index, offset, flipped)
+
+
 def _batches(count: int, size: int, steps: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
     """Yield ``steps`` index batches, each image once an epoch; a last batch of one image is not made (BatchNorm)."""
     import torch
@@ -162,34 +322,103 @@ def _batches(count: int, size: int, steps: int, generator: torch.Generator) -> I
             done += 1
 
 
-def _augment(images: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> torch.Tensor:
-    """Shift each image by its own offset (edges repeated) and flip half of them."""
+def _reach(recipe: Recipe, shape: tuple[int, ...]) -> int:
+    """Return by how many pixels images may be shifted."""
+    return round(recipe.shift * min(shape[2:]))
+
+
+def _seen(images: torch.Tensor, view: _View, recipe: Recipe) -> torch.Tensor:
+    """Take a view's images out of N x C x H x W uint8 ones, to [0, 1]: shifted (edges repeated), then flipped."""
     import torch
     from torch.nn.functional import pad
 
-    n, _, height, width = images.shape
-    reach = round(recipe.shift * min(height, width))
+    batch = images[view.chosen.to(images.device)].float() / 255.0
+    reach, (n, _, height, width) = _reach(recipe, images.shape), batch.shape
     if reach:
-        padded = pad(images, (reach, reach, reach, reach), mode="replicate")
-        top, left = torch.randint(0, 2 * reach + 1, (2, n), generator=generator).to(images.device)
+        padded = pad(batch, (reach, reach, reach, reach), mode="replicate")
+        top, left = view.offset.to(images.device)
         rows = top[:, None] + torch.arange(height, device=images.device)
         cols = left[:, None] + torch.arange(width, device=images.device)
         index = torch.arange(n, device=images.device)[:, None, None]
-        images = padded[index, :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
+        batch = padded[index, :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
     if recipe.flip:
-        flipped = (torch.rand(n, generator=generator) < 0.5).to(images.device)
-        images = torch.where(flipped[:, None, None, None], images.flip(3), images)
-    return images
+        flipped = view.flipped.to(images.device)
+        batch = torch.where(flipped[:, None, None, None], batch.flip(3), batch)
+    return batch.contiguous(memory_format=torch.channels_last) if batch.is_cuda else batch
 
 
-def predict_network(network: torch.nn.Module, pixels: Pixels, *, device: str = "cpu", batch: int = 512) -> np.ndarray:
-    """Answer uint8 N x C x H x W images with N x K logits."""
+def predict_network(network: torch.nn.Module, images: Images, *, device: str = "cpu") -> Outputs:
+    """Answer N x C x H x W images in [0, 1] with N x K logits, in batches that fit."""
     import torch
 
     network.to(device).eval()
+    size = batch_size(network, images.shape[1:], device, gradients=False)
     with torch.inference_mode():
         blocks = [
-            network(torch.from_numpy(as_images(pixels[i : i + batch])).to(device)).float().cpu()
-            for i in range(0, len(pixels), batch)
+            network(torch.from_numpy(np.ascontiguousarray(images[i : i + size])).to(device)).float().cpu()
+            for i in range(0, max(len(images), 1), size)
         ]
     return torch.cat(blocks).numpy()
+
+
+_BLOCK = 4096
+"""Images turned into floats at once."""
+
+
+def top1(
+    model: BlackBox, pixels: Pixels, progress: Progress = silent, what: str = "asking the victim"
+) -> tuple[NDArray[np.int64], int]:
+    """Ask for N x C x H x W uint8 images, each of them once.
+
+    Returns:
+        The N top-1 labels, and the number of classes.
+    """
+    labels, classes = np.empty(len(pixels), np.int64), 0
+    for start in range(0, len(pixels), _BLOCK):
+        progress(what, start / len(pixels))
+        answers = model.predict(as_images(pixels[start : start + _BLOCK]))
+        labels[start : start + _BLOCK], classes = answers.argmax(axis=1), answers.shape[1]
+    progress(what, 1.0)
+    return labels, classes
+
+
+_CPU_BYTES = 2**26
+"""Held of a batch on the CPU: then a LeNet on 28 x 28 pixels and a ResNet-20 on 32 x 32 are within some percent of
+their best speed, forward and backward; with four times as much the ResNet-20 takes up to twice as long."""
+
+
+def batch_size(module: torch.nn.Module, image_shape: tuple[int, ...], device: str, *, gradients: bool) -> int:
+    """Return how many images to give to a network at once.
+
+    It follows from what autograd holds of one image: on CUDA a batch may take half of the memory that is free now
+    (without gradients, where most is let go at once, all of it by this count), on the CPU what is quick.
+
+    Args:
+        module: from [0, 1] images to logits, on ``device`` and in evaluation mode.
+        image_shape: C, H, W.
+        device: where.
+        gradients: whether derivatives are taken.
+    """
+    import torch
+
+    most = _CPU_BYTES
+    if device.startswith("cuda"):
+        most = torch.cuda.mem_get_info(device)[0] // (2 if gradients else 1)
+    one, two = (_held(module, image_shape, device, count) for count in (1, 2))
+    return min(max(most // max(two - one, 1), 1), 4096 if device.startswith("cuda") else 512)
+
+
+def _held(module: torch.nn.Module, image_shape: tuple[int, ...], device: str, count: int) -> int:
+    """Measure how many bytes autograd holds between a forward pass of ``count`` images and its derivative."""
+    import torch
+
+    held: dict[int, torch.Tensor] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        held[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    images = torch.zeros(count, *image_shape, device=device, requires_grad=True)
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        module(images)
+    return sum(tensor.untyped_storage().nbytes() for tensor in held.values())

@@ -74,6 +74,14 @@ class WhiteBox(BlackBox, Protocol):
     def activations(self, images: Images, layer: str) -> NDArray[np.float32]:
         """Return the output of ``layer``, N x ..., for images in [0, 1]. Raises ``UsageError`` for an unknown name."""
 
+    def activate(self, images: torch.Tensor, layer: str) -> torch.Tensor:
+        """Return the same as a tensor through which gradients flow; what comes after ``layer`` is not run.
+
+        Args:
+            images: N x C x H x W in [0, 1], on the module's device; all in one batch.
+            layer: one of ``layers()``.
+        """
+
     def tensors(self) -> Mapping[str, NDArray[Any]]:
         """Return the parameters and buffers by name."""
 

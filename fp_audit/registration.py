@@ -14,24 +14,29 @@ from typing import Any
 
 import numpy as np
 
-from fp_audit import audit, calibrate, data, plugins, references, victims
-from fp_audit.alignment import Probes, align, make_probes, settle
-from fp_audit.comparison import compare, method_of
+from fp_audit import audit, calibrate, data, methods, networks, victims
+from fp_audit.alignment import Probes, align, count_outputs, make_probes, settle
+from fp_audit.comparison import compare
 from fp_audit.engine import Progress, pick_device, silent
-from fp_audit.errors import DataError, NotApplicable, UsageError, VictimError
+from fp_audit.errors import AccessError, DataError, NotApplicable, TargetError, UsageError, VictimError
 from fp_audit.fingerprints import _base
 from fp_audit.fingerprints._base import Method
+from fp_audit.fresh import Architecture
 from fp_audit.metrics import accuracy
-from fp_audit.model import BlackBox, LoadOptions, Memoised, as_images
+from fp_audit.model import BlackBox, LoadOptions, Memoised, Unprepared, as_images
 from fp_audit.preprocess import Preprocess
 from fp_audit.sources._base import SourceOptions
 from fp_audit.subject import Subject, file_digests
 from fp_audit.targets import adapter, locate, locate_one
-from fp_audit.types import Access, Artifact, Fingerprint, Null, Score, Skipped
+from fp_audit.types import Access, Artifact, Fingerprint, InputSpec, Null, Score, Skipped
 from fp_audit.victims import Victim
+from fp_audit.workshop import Workshop
 
 LEAST_ACCURACY = 0.4
 """A victim that is right on fewer of its owner's images (above chance) is not the model for these data."""
+
+OWN_BYTES = 8 * 2**20
+"""Files of a victim up to which networks of its own architecture are trained: two million float weights."""
 
 RELATED = 1e-3
 """p-value of an exact test at which a reference counts as related to the victim."""
@@ -45,8 +50,9 @@ class Plan:
     name: str
     data: str | None = None
     methods: tuple[str, ...] = ()
-    """Empty for all."""
-    queries: int = 100
+    """As ``methods.chosen`` takes them; empty for those that are meant to be used by default."""
+    queries: int | None = None
+    """Budget of the methods that have an option ``queries``; None for each method's own default."""
     references: tuple[str, ...] = ()
     train_references: int = 0
     seed: int = 0
@@ -74,9 +80,11 @@ class _Opened:
     artifact: Artifact
     subject: Subject
     preprocess: Preprocess | None
-    labelled: data.Labelled | None
+    labelled: data.Labelled | None = None
     """The owner's images, labels in the order of the victim's outputs."""
-    probes: Probes | None
+    probes: Probes | None = None
+    architecture: Architecture | None = None
+    """The victim's, where networks like it can be trained here."""
 
 
 def register(plan: Plan, *, progress: Progress = silent) -> Victim:
@@ -106,9 +114,11 @@ def build(plan: Plan, *, progress: Progress = silent) -> Victim:
         UsageError: a path, method or option is wrong, or the data do not fit the model.
         TargetError: the model cannot be opened.
     """
-    chosen = _methods(plan)
+    chosen = methods.chosen(plan.methods, queries=plan.queries, data=plan.data is not None)
     progress("opening the model", 0.0)
     opened = _open(plan)
+    if opened.labelled is None:
+        chosen = _without_data(plan, opened, chosen, progress)
     fingerprints = _fingerprints(plan, opened, chosen, progress)
     victim = Victim(
         name=plan.name,
@@ -119,29 +129,12 @@ def build(plan: Plan, *, progress: Progress = silent) -> Victim:
         preprocess=opened.preprocess,
         fingerprints=fingerprints,
         nulls={},
+        facts={**_facts(plan, opened), **_outputs(opened, chosen)},
     )
     itself = _own_scores(victim, opened.subject)
     nulls, about = _nulls(plan, victim, opened, itself, progress)
-    facts = {
-        **_facts(plan, opened),
-        "own_scores": {name: asdict(score) for name, score in itself.items()},
-        "references": about,
-    }
-    return replace(victim, nulls=nulls, facts=facts)
-
-
-def _methods(plan: Plan) -> list[Method]:
-    """Return the methods that were asked for, or all that can be built from what was given."""
-    if plan.queries < 1:
-        raise UsageError(f"--queries {plan.queries}: expected at least 1")
-    built = []
-    for name in plan.methods or plugins.names("fingerprints"):
-        kind = plugins.load("fingerprints", name)
-        if not plan.methods and kind.needs_data and plan.data is None:
-            continue
-        budget = {"queries": plan.queries} if kind.suspect_access >= Access.QUERIES else {}
-        built.append(kind(**budget))
-    return built
+    found = {"own_scores": {name: asdict(score) for name, score in itself.items()}, "references": about}
+    return replace(victim, nulls=nulls, facts={**victim.facts, **found})
 
 
 def _open(plan: Plan) -> _Opened:
@@ -150,7 +143,7 @@ def _open(plan: Plan) -> _Opened:
     kind = adapter(artifact.adapter)
     options = LoadOptions(device=pick_device(plan.device), preprocess=plan.preprocess)
     if plan.data is None:
-        return _Opened(artifact, Subject.of_artifact(artifact, kind, options), plan.preprocess, None, None)
+        return _Opened(artifact, Subject.of_artifact(artifact, kind, options), plan.preprocess)
     opened = kind.load(artifact, options)
     size = (opened.spec.height, opened.spec.width) if opened.spec.height and opened.spec.width else None
     labelled = data.load(plan.data, size=size, seed=plan.seed)
@@ -160,8 +153,34 @@ def _open(plan: Plan) -> _Opened:
     probes = make_probes(labelled, seed=plan.seed)
     probes = replace(probes, count=model.predict(as_images(probes.pixels[:1])).shape[1])
     probes = replace(probes, accuracy=accuracy(model.predict(as_images(probes.pixels)), probes.labels))
-    subject = Subject.of_artifact(artifact, kind, replace(options, preprocess=found)).seen_as(Memoised(model))
-    return _Opened(artifact, subject, found, labelled, probes)
+    options = replace(options, preprocess=found)
+    subject = Subject.of_artifact(artifact, kind, options).seen_as(Memoised(model))
+    return _Opened(artifact, subject, found, labelled, probes, _architecture(artifact, options, opened.spec, labelled))
+
+
+def _without_data(plan: Plan, opened: _Opened, chosen: list[Method], progress: Progress) -> list[Method]:
+    """Leave out what was not named and cannot be generated: without images nobody finds out a preprocessing."""
+    if plan.methods or all(method.victim_access < Access.QUERIES for method in chosen):
+        return chosen
+    if not isinstance(opened.subject.opened(), Unprepared):
+        return chosen
+    progress("only files and weights are registered: the file does not state its preprocessing (--preprocess)", 0.0)
+    return [method for method in chosen if method.victim_access < Access.QUERIES]
+
+
+def _architecture(
+    artifact: Artifact, options: LoadOptions, spec: InputSpec, labelled: data.Labelled
+) -> Architecture | None:
+    """Return how to build the victim anew, if it is small enough to be trained several times and can be trained."""
+    side = max(spec.height or 0, spec.width or 0, *labelled.pixels.shape[2:])
+    if sum(file.size for file in artifact.files) > OWN_BYTES or side > networks.MAX_SIDE:
+        return None
+    architecture = Architecture(artifact.adapter, artifact, options)
+    try:
+        architecture.fresh(seed=0, sample=labelled.pixels[:2])
+    except (AccessError, TargetError, UsageError):
+        return None
+    return architecture
 
 
 def _in_order(model: BlackBox, labelled: data.Labelled, plan: Plan) -> tuple[BlackBox, data.Labelled]:
@@ -189,17 +208,20 @@ def _renamed(labelled: data.Labelled, order: np.ndarray) -> tuple[str, ...] | No
     return tuple(labelled.classes[i] for i in np.argsort(order))
 
 
-def _fingerprints(plan: Plan, opened: _Opened, methods: Sequence[Method], progress: Progress) -> dict[str, Fingerprint]:
+def _fingerprints(plan: Plan, opened: _Opened, chosen: Sequence[Method], progress: Progress) -> dict[str, Fingerprint]:
     made = {}
-    for done, method in enumerate(methods):
-        progress(f"generating {method.name}", done / len(methods))
+    for done, method in enumerate(chosen):
+        progress(f"generating {method.name}", done / len(chosen))
+        workshop = Workshop(
+            device=pick_device(plan.device), progress=_within(progress, method.name), architecture=opened.architecture
+        )
         cached = victims.home() / "cache" / "fingerprints" / f"{_key(plan, opened, method)}"
         fingerprint = victims.load_fingerprint(cached)
         if fingerprint is None:
             try:
-                fingerprint = method.generate(opened.subject, opened.labelled, seed=plan.seed)
+                fingerprint = method.generate(opened.subject, opened.labelled, seed=plan.seed, workshop=workshop)
             except NotApplicable as error:
-                progress(f"{method.name} is left out: {error}", done / len(methods))
+                progress(f"{method.name} is left out: {error}", done / len(chosen))
                 continue
             victims.save_fingerprint(fingerprint, cached)
         made[method.name] = fingerprint
@@ -207,6 +229,11 @@ def _fingerprints(plan: Plan, opened: _Opened, methods: Sequence[Method], progre
     if not made:
         raise UsageError("no method could be registered: pass --data, or other --methods")
     return made
+
+
+def _within(progress: Progress, name: str) -> Progress:
+    """Say for which method something is done."""
+    return lambda what, done: progress(f"{name}: {what}", done)
 
 
 def _key(plan: Plan, opened: _Opened, method: Method) -> str:
@@ -221,9 +248,12 @@ def _key(plan: Plan, opened: _Opened, method: Method) -> str:
 
 def _own_scores(victim: Victim, subject: Subject) -> dict[str, Score]:
     """Score the victim against its own fingerprints: what an exact copy would get."""
+    by_access: dict[Access, list[str]] = {}
+    for name in victim.fingerprints:
+        by_access.setdefault(methods.rung(name, Access.GRADIENTS), []).append(name)
     scores: dict[str, Score] = {}
-    for access in (Access.WEIGHTS, Access.QUERIES):
-        scores |= compare(subject, victim, access).scores
+    for access, names in by_access.items():
+        scores |= compare(subject, victim, names, access).scores
     return scores
 
 
@@ -255,6 +285,7 @@ def _null(method: str, rows: Sequence[_Row], itself: Mapping[str, Score]) -> Nul
         accuracies=tuple(row.accuracy for row in scored),
         fit=calibrate.goodness_of_fit(values, trials),
         related=any(p is not None and p <= RELATED for p in exact),
+        parts=tuple(row.scores[method].parts for row in scored),
     )
 
 
@@ -265,12 +296,28 @@ def _trained(plan: Plan, victim: Victim, opened: _Opened, progress: Progress) ->
         fingerprint.arrays["queries"] for fingerprint in victim.fingerprints.values() if "queries" in fingerprint.arrays
     ]
     unseen = _without(opened.labelled, [*shown, opened.probes.pixels])
-    specs = references.plan(plan.train_references, unseen, opened.probes.count, seed=plan.seed)
-    cache = victims.home() / "cache" / "references"
+    architecture = opened.architecture
+    specs = networks.plan(
+        plan.train_references,
+        unseen,
+        opened.probes.count,
+        seed=plan.seed,
+        purpose="calibration",
+        own=architecture is not None,
+    )
+    asking = [name for name in victim.fingerprints if methods.rung(name, Access.GRADIENTS) >= Access.QUERIES]
     rows = []
-    for reference in references.train(specs, unseen, cache=cache, device=pick_device(plan.device), progress=progress):
-        compared = compare(Subject.of_model(reference), victim, Access.QUERIES)
-        rows.append(_Row(reference.name, "trained", compared.scores, compared.detail.get("probe_accuracy")))
+    for network in networks.train(
+        specs,
+        unseen,
+        cache=victims.home() / "cache" / "networks",
+        device=pick_device(plan.device),
+        architecture=architecture,
+        progress=progress,
+        what="training references",
+    ):
+        compared = compare(Subject.of_model(network, network.white), victim, asking, Access.GRADIENTS)
+        rows.append(_Row(network.name, "trained", compared.scores, compared.detail.get("probe_accuracy")))
     return sorted(rows, key=lambda row: row.name)
 
 
@@ -292,7 +339,8 @@ def _given(plan: Plan, victim: Victim, opened: _Opened, progress: Progress) -> l
     with TemporaryDirectory() as folder:
         where = Path(folder) / victim.name
         victims.save(victim, where)
-        job = audit.Job({where: victim}, load=LoadOptions(device=pick_device(plan.device)), exhaustive=True)
+        load = LoadOptions(device=pick_device(plan.device))
+        job = audit.Job({where: victim}, depth=Access.GRADIENTS, load=load, exhaustive=True)
         for done, outcome in enumerate(audit.run(located, job)):
             progress("scoring the given references", done / len(located))
             if isinstance(outcome, Skipped) or outcome.failure:
@@ -304,7 +352,7 @@ def _given(plan: Plan, victim: Victim, opened: _Opened, progress: Progress) -> l
                 raise UsageError(
                     f"--references {outcome.artifact.target}: is the victim itself, not an independent model"
                 )
-            scores = {item.method: Score(item.score, item.p_value) for item in found}
+            scores = {item.method: Score(item.score, item.p_value, parts=item.parts) for item in found}
             reached = next((item.detail["probe_accuracy"] for item in found if "probe_accuracy" in item.detail), None)
             rows.append(_Row(outcome.artifact.target, "given", scores, reached))
     return sorted(rows, key=lambda row: row.name)
@@ -319,6 +367,14 @@ def _facts(plan: Plan, opened: _Opened) -> dict[str, Any]:
         "data": data.summary(opened.labelled) if opened.labelled else None,
         "files": [asdict(opened.subject.hashed(file)) for file in opened.artifact.files],
     }
+
+
+def _outputs(opened: _Opened, chosen: Sequence[Method]) -> dict[str, Any]:
+    """Record what suspects are aligned by where there are no probes: the number and names of the victim's outputs."""
+    if opened.probes is not None or all(method.victim_access < Access.QUERIES for method in chosen):
+        return {}
+    model = opened.subject.black_box()
+    return {"outputs": count_outputs(model), "classes": model.classes}
 
 
 def _versions() -> dict[str, str]:
@@ -347,16 +403,23 @@ def abilities(victim: Victim, alpha: float = 0.01) -> list[Ability]:
 
 
 def _ability(victim: Victim, name: str, alpha: float) -> Ability:
-    method = method_of(victim.fingerprints[name])
+    method = methods.restored(victim.fingerprints[name])
     own = victim.facts["own_scores"].get(name)
     null = victim.nulls.get(name)
-    queries = len(victim.fingerprints[name].arrays.get("queries", ()))
+    queries = own["queries"] if own else 0
     threshold = None
     if method.suspect_access < Access.QUERIES:
         statement = f"exact test, needs no independents. Withstands {method.withstands}. Misses {method.misses}"
     elif null is None or len(null.scores) < calibrate.MIN_NULL:
         needed = f"{calibrate.MIN_NULL} independents or more (--references, --train-references)"
         statement = f"shown, but does not vote: needs {needed}"
+    elif own["parts"]:
+        p, _ = calibrate.p_value(Score(**own), null, resolution=method.resolution)
+        if p is None:
+            statement = "shown, but does not vote: too few independents offer what it compares"
+        else:
+            verdict = f"a copy has p = {p:.1g}" if p <= alpha else "too close to independents: cannot tell a copy"
+            statement = f"judged in {len(own['parts'])} parts; {verdict}. Misses {method.misses}"
     else:
         threshold = _threshold(own["value"], null, own["trials"], method.resolution, alpha)
         statement = f"independents reach {max(null.scores):.2f}; "

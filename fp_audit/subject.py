@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fp_audit.errors import AccessError
 from fp_audit.model import Adapter, BlackBox, Finite, LoadOptions, Unprepared, WhiteBox
+from fp_audit.preprocess import Preprocess
 from fp_audit.types import Access, Artifact, File
 
 _Offer = TypeVar("_Offer")
@@ -32,12 +33,14 @@ class Subject:
         root: Path | None = None,
         tensors: Callable[[], Mapping[str, NDArray[Any]]] | None = None,
         black_box: Callable[[], BlackBox | Unprepared] | None = None,
-        white_box: Callable[[], WhiteBox] | None = None,
+        white_box: Callable[[Preprocess | None], WhiteBox] | None = None,
+        preprocess: Preprocess | None = None,
+        aligned: bool = True,
         access: Access = Access.GRADIENTS,
     ) -> None:
         self._files, self._root = files, root
         self._tensors, self._black_box, self._white_box = tensors, black_box, white_box
-        self._access = access
+        self._preprocess, self._aligned, self._access = preprocess, aligned, access
 
     @classmethod
     def of_artifact(cls, artifact: Artifact, adapter: Adapter, options: LoadOptions) -> Self:
@@ -47,13 +50,14 @@ class Subject:
             root=artifact.root,
             tensors=cache(lambda: adapter.tensors(artifact)),
             black_box=cache(lambda: adapter.load(artifact, options)),
-            white_box=cache(lambda: adapter.load_white(artifact, options)),
+            white_box=cache(lambda preprocess: adapter.load_white(artifact, replace(options, preprocess=preprocess))),
+            preprocess=options.preprocess,
         )
 
     @classmethod
-    def of_model(cls, model: BlackBox) -> Self:
-        """View a model that is already in memory: it can be asked and nothing else."""
-        return cls(black_box=lambda: model)
+    def of_model(cls, model: BlackBox, white: WhiteBox | None = None) -> Self:
+        """View a model that is already in memory: it can be asked and, given ``white``, differentiated."""
+        return cls(black_box=lambda: model, white_box=(lambda _: white) if white else None)
 
     def limited(self, access: Access) -> Subject:
         """Return a view of the same model that allows ``access`` and less."""
@@ -62,6 +66,18 @@ class Subject:
     def seen_as(self, model: BlackBox) -> Subject:
         """Return a view whose ``black_box`` is ``model``: the same model behind a wrapper."""
         return self._copy(black_box=lambda: model)
+
+    def unaligned(self) -> Subject:
+        """Return a view that says that its classes are not the victim's."""
+        return self._copy(aligned=False)
+
+    def aligned(self) -> bool:
+        """Whether ``black_box`` answers in the victim's class order; asked by methods with ``unaligned_gain``."""
+        return self._aligned
+
+    def prepared(self, preprocess: Preprocess) -> Subject:
+        """Return a view whose ``white_box`` is fed through ``preprocess``, found out since the model was opened."""
+        return self._copy(preprocess=preprocess)
 
     def _copy(self, **changes: Any) -> Subject:  # noqa: ANN401
         state = {name.removeprefix("_"): value for name, value in vars(self).items()}
@@ -99,7 +115,11 @@ class Subject:
 
     def white_box(self) -> WhiteBox:
         """Return the model to be differentiated."""
-        return self._granted(Access.GRADIENTS, self._white_box)()
+        return self._granted(Access.GRADIENTS, self._white_box)(self._preprocess)
+
+    def can_be_differentiated(self) -> bool:
+        """Whether ``white_box`` was granted and is offered; asking opens nothing."""
+        return self._access >= Access.GRADIENTS and self._white_box is not None
 
     def _granted(self, needed: Access, offered: _Offer | None) -> _Offer:
         if needed > self._access:

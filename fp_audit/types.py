@@ -156,6 +156,8 @@ class Score:
     """Images shown to the suspect for this score."""
     trials: int | None = None
     """For a rate in [0, 1]: the number of answers it is a rate of. None for any other score."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Several similarities, each judged against the same part of the null; ``value`` then only sums them up."""
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -171,6 +173,8 @@ class Null:
     """Whether a reference itself fails the method's exact test: victim and references share an ancestor."""
     accuracies: tuple[float | None, ...] = ()
     """Of each independent on the victim's probes: the more accurate a model, the more it agrees with any other."""
+    parts: tuple[Mapping[str, float], ...] = ()
+    """``Score.parts`` of each independent; one may lack a part that another has."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +191,8 @@ class Evidence:
     statement: str = ""
     """What the score means, in plain words, to follow "the suspect ..."."""
     detail: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """See ``Score.parts``."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from fp_audit.errors import VictimError
 from fp_audit.preprocess import Preprocess
 from fp_audit.types import Fingerprint, Null
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -253,6 +253,7 @@ def _from_json(data: dict[str, Any], where: Path, methods: Collection[str]) -> V
             accuracies=tuple(about["accuracies"]),
             fit=about["fit"],
             related=about["related"],
+            parts=tuple(about["parts"]),
         )
         for method, about in data["nulls"].items()
     }

@@ -34,7 +34,7 @@ class Worker:
         answer = {}
         for folder, methods in request["victims"].items():
             victim = victims.load(Path(folder), methods)
-            answer[folder] = comparison_to_json(compare(subject, victim, access))
+            answer[folder] = comparison_to_json(compare(subject, victim, methods, access))
         return answer
 
     def _subject(self, artifact: dict[str, Any], options: dict[str, Any]) -> Subject:
@@ -94,5 +94,6 @@ def _score(data: dict[str, Any]) -> Score:
         identical=data["identical"] is True,
         queries=int(data["queries"]),
         trials=None if data["trials"] is None else int(data["trials"]),
+        parts={str(name): float(part) for name, part in data["parts"].items()},
         detail=dict(data["detail"]),
     )

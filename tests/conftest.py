@@ -108,7 +108,7 @@ def hurry(patch: pytest.MonkeyPatch) -> None:
     """Register with less effort; what is cached is found again only with the same effort."""
     from fp_audit import plugins
 
-    patch.setattr("fp_audit.references.SEEN_IMAGES", SEEN_IMAGES)
+    patch.setattr("fp_audit.networks.SEEN_IMAGES", SEEN_IMAGES)
     patch.setitem(plugins.load("fingerprints", "ipguard").__init__.__kwdefaults__, "steps", IPGUARD_STEPS)
 
 

@@ -1,6 +1,7 @@
 """How a suspect's preprocessing and its order of classes are found out."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -207,3 +208,38 @@ def test_few_images_are_all_probes():
     assert isinstance(probes, Probes)
     assert len(probes.labels) == 12
     assert (probes.count, probes.classes, probes.accuracy) == (6, NAMES, 1.0)
+
+
+class Scaled(Unprepared):
+    """A linear network without a bias: its labels are the same for any positive scale of its input."""
+
+    def __init__(self, weights, flip=()):
+        self._weights, self._flip = weights, flip
+
+    @property
+    def spec(self):
+        return InputSpec(1, 4, 4)
+
+    def with_preprocess(self, preprocess):
+        def predict(images):
+            fitted = affine_map(preprocess, (4, 4), 1, 1)
+            answers = (fitted(images).reshape(len(images), -1) @ self._weights).astype(np.float32)
+            if fitted.gain.max() < 100:
+                for index in self._flip:
+                    answers[index] = -answers[index]
+            return answers
+
+        return SimpleNamespace(spec=self.spec, classes=None, output="logits", predict=predict)
+
+
+def test_a_scale_that_only_makes_the_model_surer_is_not_preferred():
+    rng = np.random.default_rng(3)
+    weights = rng.normal(0, 1.0, (16, 5)).astype(np.float32)
+    pixels = rng.integers(0, 256, (200, 1, 4, 4)).astype(np.uint8)
+    labels = (pixels.reshape(200, -1) @ weights).argmax(axis=1)
+    labels[:20] = rng.integers(0, 5, 20)
+    probes = Probes(pixels, labels, None, 5, 0.9)
+    one_better_when_huge = Scaled(weights, flip=(100,))
+    assert settle(one_better_when_huge, probes).preprocess != NAMED["0..255"]
+    easy = Probes(pixels[20:], labels[20:], None, 5, 1.0)
+    assert settle(Scaled(40 * weights), easy).preprocess != NAMED["0..255"]

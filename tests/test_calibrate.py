@@ -231,3 +231,34 @@ class TestAccuracy:
         assert self.at(0.8, 0.9, accuracies=(0.7,) * 6) == plain
         assert self.at(0.8, 0.9, accuracies=(None, *self.KNOWN[1:])) == plain
         assert self.at(0.8, 0.9, accuracies=()) == plain
+
+
+def null_in_parts(count=8, lacking=()):
+    """Independents with two parts; those in ``lacking`` have only the first."""
+    rng = np.random.default_rng(5)
+    parts = [{"near": float(a), "far": float(b)} for a, b in rng.normal([0.5, 0.1], [0.05, 0.02], (count, 2))]
+    parts = [{"near": row["near"]} if i in lacking else row for i, row in enumerate(parts)]
+    scores = tuple(float(np.mean(list(row.values()))) for row in parts)
+    return Null(scores, tuple("abcdefgh"[:count]), accuracies=(None,) * count, parts=tuple(parts))
+
+
+def test_parts_are_judged_one_by_one():
+    null = null_in_parts()
+    score = Score(0.8, parts={"near": 0.9, "far": 0.1})
+    p, about = p_value(score, null, resolution=0.01)
+    alone = {
+        name: parametric_p(value, np.array([row[name] for row in null.parts]), trials=None, resolution=0.01)
+        for name, value in score.parts.items()
+    }
+    assert about["part_p"] == pytest.approx(alone)
+    assert p == pytest.approx(combine(list(alone.values())))
+    assert alone["near"] < 0.001 < 0.2 < alone["far"]
+
+
+def test_a_part_that_too_few_independents_have_does_not_vote():
+    score = Score(0.8, parts={"near": 0.9, "far": 5.0})
+    _, about = p_value(score, null_in_parts(lacking=range(5)), resolution=0.01)
+    assert set(about["part_p"]) == {"near"}
+    p, about = p_value(Score(0.8, parts={"other": 1.0}), null_in_parts(), resolution=0.01)
+    assert p is None
+    assert about["n"] == 8

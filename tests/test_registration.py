@@ -15,7 +15,7 @@ from fp_audit import Plan, abilities, plugins, register, victims
 from fp_audit.errors import DataError, PluginError, TargetError, UsageError, VictimError
 from fp_audit.preprocess import NAMED
 
-METHODS = set(plugins.names("fingerprints"))
+METHODS = {name for name in plugins.names("fingerprints") if plugins.load("fingerprints", name).default}
 QUICK = ("identity", "weights")
 
 
@@ -123,7 +123,7 @@ def test_an_interruption_keeps_what_is_finished(tmp_path, monkeypatch, registere
 
 def test_an_interrupted_training_keeps_the_references_that_are_done(tmp_path, monkeypatch, registered):
     monkeypatch.setenv("FP_AUDIT_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("fp_audit.references.SEEN_IMAGES", 500)
+    monkeypatch.setattr("fp_audit.networks.SEEN_IMAGES", 500)
     stranger, data = str(registered.stranger), str(registered.data)
     plan = Plan(stranger, "v", data, methods=("negatives",), train_references=2)
 
@@ -133,7 +133,7 @@ def test_an_interrupted_training_keeps_the_references_that_are_done(tmp_path, mo
 
     with pytest.raises(KeyboardInterrupt):
         register(plan, progress=interrupt)
-    kept = {path for path in cached(tmp_path / "home") if "references" in path.parts}
+    kept = {path for path in cached(tmp_path / "home") if "networks" in path.parts}
     assert {path.suffix for path in kept} == {".safetensors"}
     assert 1 <= len(kept) <= 2
     register(plan)

@@ -249,22 +249,35 @@ class TorchModel:
 
     def activations(self, images: Images, layer: str) -> NDArray[np.float32]:
         """See ``WhiteBox.activations``. Of a layer that runs several times, the first call counts."""
+        self._known(layer)
+        with torch.inference_mode():
+            outputs = [self._reach(batch, layer).float().cpu().numpy() for batch in self._batches(images)]
+        return np.concatenate(outputs)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Map images in [0, 1] to what the network takes; gradients flow."""
+        return self._module.prepare(images)
+
+    def activate(self, images: Tensor, layer: str) -> Tensor:
+        """See ``WhiteBox.activate``."""
+        self._known(layer)
+        return self._reach(images, layer)
+
+    def _known(self, layer: str) -> None:
         if layer not in self.layers():
             near = ", ".join(self.layers()[:5])
             raise UsageError(f"no layer called {layer!r}: expected one of {len(self.layers())}, such as {near}")
-        module = self.module
+
+    def _reach(self, batch: Tensor, layer: str) -> Tensor:
+        """Run the network as far as ``layer``."""
         handle = self.network.get_submodule(layer).register_forward_hook(_stop)
-        outputs = []
         try:
-            with torch.inference_mode():
-                for batch in self._batches(images):
-                    try:
-                        self._run(module, batch)
-                    except _Reached as reached:
-                        outputs.append(reached.output.float().cpu().numpy())
+            self._run(self.module, batch)
+        except _Reached as reached:
+            return reached.output
         finally:
             handle.remove()
-        return np.concatenate(outputs)
+        raise UnsupportedModel(f"the layer {layer!r} was not run")
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """See ``WhiteBox.tensors``: a copy of the present weights under the names of the model's file."""

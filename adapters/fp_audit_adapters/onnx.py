@@ -189,16 +189,19 @@ class OnnxWhiteBox:
         """See ``WhiteBox.activations``. What comes after the layer is not run."""
         import torch
 
+        step = max(1, BATCH_PIXELS // _pixels(self.spec, images))
+        blocks = (torch.from_numpy(images[i : i + step]).to(self._device) for i in range(0, len(images), step))
+        with torch.inference_mode():
+            return np.concatenate([self.activate(block, layer).float().cpu().numpy() for block in blocks])
+
+    def activate(self, images: torch.Tensor, layer: str) -> torch.Tensor:
+        """See ``WhiteBox.activate``."""
         if layer not in self.layers():
             raise UsageError(
                 f"no layer called {layer!r}: expected one of {len(self.layers())}, "
                 f"such as {', '.join(self.layers()[:5])}"
             )
-        prepare = _prepare(self._preprocess, self.spec, images)
-        step = max(1, BATCH_PIXELS // _pixels(self.spec, images))
-        blocks = (torch.from_numpy(prepare(images[i : i + step])).to(self._device) for i in range(0, len(images), step))
-        with torch.inference_mode():
-            return np.concatenate([self.network.activations(block, layer).float().cpu().numpy() for block in blocks])
+        return self.network.activations(self._model.prepare(images), layer)
 
     def tensors(self) -> Mapping[str, NDArray[Any]]:
         """See ``WhiteBox.tensors``."""

@@ -10,24 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fp_audit.data import Labelled
 from fp_audit.engine import Progress, Recipe, fit, silent
 from fp_audit.errors import UsageError
-from fp_audit.model import Adapter, BlackBox, Counted, LoadOptions, WhiteBox, as_images
+from fp_audit.model import Adapter, Counted, LoadOptions, WhiteBox, as_images
 from fp_audit.preprocess import Preprocess
 from fp_audit.subject import Subject
-from fp_audit.types import Access, Artifact, Pixels
+from fp_audit.types import Access, Artifact
 
 if TYPE_CHECKING:
     import torch
 
 NO_LABEL = -1
 """What attacks without ``needs_labels`` see in place of the true labels."""
-
-_BLOCK = 4096
-"""Images turned into floats at once."""
 
 
 @dataclass(frozen=True)
@@ -119,23 +115,6 @@ class Attack(ABC):
     def __repr__(self) -> str:
         """Name the attack with every option that changes its result."""
         return f"{self.name}({', '.join(f'{key}={value}' for key, value in self.options.items())})"
-
-
-def top1(
-    model: BlackBox, pixels: Pixels, progress: Progress = silent, what: str = "asking the victim"
-) -> tuple[NDArray[np.int64], int]:
-    """Ask for N x C x H x W uint8 images, each of them once.
-
-    Returns:
-        The N top-1 labels, and the number of classes.
-    """
-    labels, classes = np.empty(len(pixels), np.int64), 0
-    for start in range(0, len(pixels), _BLOCK):
-        progress(what, start / len(pixels))
-        answers = model.predict(as_images(pixels[start : start + _BLOCK]))
-        labels[start : start + _BLOCK], classes = answers.argmax(axis=1), answers.shape[1]
-    progress(what, 1.0)
-    return labels, classes
 
 
 def require(holds: bool, option: str, value: object, expected: str) -> None:

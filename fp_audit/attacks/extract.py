@@ -8,8 +8,10 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from fp_audit.attacks._base import Attack, Surrogate, Task, checked_training, require, top1, train
+from fp_audit.attacks._base import Attack, Surrogate, Task, checked_training, require, train
 from fp_audit.data import Labelled
+from fp_audit.engine import top1
+from fp_audit.fresh import Architecture
 from fp_audit.types import Access
 
 SAME = "same"
@@ -22,7 +24,7 @@ class Extract(Attack):
     """Trains a network from scratch on the thief's images and the labels that the victim gives them.
 
     Source: "retraining" of Lukas et al. (ICLR 2021), eq. 10, S <- Train(M, D), with top-1 labels; the true labels are
-    never seen. ``architecture`` is ``same`` (the victim's, every weight drawn anew, see ``_fresh.same_architecture``)
+    never seen. ``architecture`` is ``same`` (the victim's, every weight drawn anew, see ``fresh.Architecture``)
     or any name that timm knows. Each of ``queries`` images (0: all) is shown to the victim once; a shifted or
     flipped copy keeps its label and costs no query.
 
@@ -67,12 +69,13 @@ class Extract(Attack):
         self.options = {"architecture": architecture, "queries": queries, "size": size, **training}
 
     def _run(self, task: Task, folder: Path) -> Surrogate:
-        from fp_audit.attacks._fresh import same_architecture, timm_architecture
+        from fp_audit.attacks._fresh import timm_architecture
 
         shown = self._chosen(task)
         labels, classes = top1(task.victim.black_box(), shown.pixels, task.progress)
         if self.options["architecture"] == SAME:
-            model, adapter = same_architecture(task)
+            own = Architecture(task.adapter.name, task.artifact, task.opening)
+            model, adapter = own.fresh(seed=task.draw, sample=shown.pixels[:2]), task.adapter
         else:
             size = self.options["size"] or max(MIN_SIZE, *shown.pixels.shape[2:])
             model, adapter = timm_architecture(self.options["architecture"], task, classes=classes, size=size)

@@ -9,7 +9,7 @@ from fp_audit.attacks._base import Attack, Surrogate, Task, checked_training, tr
 from fp_audit.types import Access
 
 if TYPE_CHECKING:
-    from fp_audit.attacks._graph import LastLayer
+    from fp_audit.graph import LastLayer
 
 
 class FineTune(Attack):
@@ -22,7 +22,7 @@ class FineTune(Attack):
 
     Differences: Nesterov momentum; a learning rate of .001 instead of .01, at which networks whose BatchNorm was
     folded into their convolutions (most ONNX files) diverge. The last layer is found in the autograd graph
-    (``_graph.last_layer``), so that this works for any architecture; it is drawn anew as ``torch.nn.Linear`` draws
+    (``graph.last_layer``), so that this works for any architecture; it is drawn anew as ``torch.nn.Linear`` draws
     it, weight and bias uniform in +-1 / sqrt(inputs). ``ftll`` and ``rtll`` leave BatchNorm statistics and dropout
     alone; graphs out of ONNX files have no moving statistics in any mode.
     """
@@ -59,7 +59,7 @@ class FineTune(Attack):
         self.options = {"mode": mode, **training}
 
     def _run(self, task: Task, folder: Path) -> Surrogate:
-        from fp_audit.attacks._graph import last_layer
+        from fp_audit.graph import last_layer
 
         model = task.copy_of_victim()
         last = last_layer(model.module, task.sample().to(task.opening.device))

@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 
-def show(kind: str, describe: Callable[[Any], list[str]]) -> None:
-    """Print each plugin of ``kind``: its name and summary, then the indented lines of ``describe``."""
+def show(kind: str, describe: Callable[[Any], list[str]], mark: Callable[[Any], str] = lambda _: "") -> None:
+    """Print each plugin of ``kind``: its name, ``mark`` and summary, then the indented lines of ``describe``."""
     from fp_audit import plugins
 
     for name, plugin in plugins.load_all(kind).items():
-        click.echo(f"{name}: {plugin.summary}")
+        click.echo(f"{name}{mark(plugin)}: {plugin.summary}")
         for line in describe(plugin):
             click.echo(f"    {line}")
 

@@ -13,8 +13,17 @@ from fp_audit.cli import _options, _progress
 @click.argument("model")
 @click.option("--name", required=True, help="What the victim is called from now on.")
 @click.option("--data", metavar="DATA", help=_options.DATA_HELP)
-@click.option("--methods", metavar="a,b", help="Methods to register. [default: all that can be built]")
-@click.option("--queries", default=100, show_default=True, type=click.IntRange(min=1), help="Query images per method.")
+@click.option(
+    "--methods",
+    metavar="a,b|all",
+    help="Methods to register, as `fp-audit methods` lists them, with options: negatives,zest:masks=200. "
+    "[default: those marked * there]",
+)
+@click.option(
+    "--queries",
+    type=click.IntRange(min=1),
+    help="Query images of each method that has this option. [default: the method's]",
+)
 @_options.references
 @click.option(
     "--train-references",

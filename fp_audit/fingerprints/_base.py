@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 
 from fp_audit.data import Labelled
 from fp_audit.errors import CorruptModel, DataError, UsageError
 from fp_audit.subject import Subject
-from fp_audit.types import Access, Fingerprint, Score
+from fp_audit.types import Access, Fingerprint, Null, Score
+
+if TYPE_CHECKING:
+    from fp_audit.workshop import Workshop
 
 
 class Method(ABC):
@@ -31,28 +34,50 @@ class Method(ABC):
     """Needed to generate."""
     suspect_access: ClassVar[Access]
     """Needed to compare."""
+    suspect_gain: ClassVar[Access | None] = None
+    """A higher access to the suspect with which the method says more; None if it has no use for one."""
+    unaligned_gain: ClassVar[bool] = False
+    """Whether, given ``suspect_gain``, it also judges suspects whose classes cannot be aligned (``Subject.aligned``)."""
+    default: ClassVar[bool] = True
+    """Whether it is registered when nobody chooses: not if it trains networks or asks thousands of queries."""
     needs_data: ClassVar[bool]
     aligned: ClassVar[bool]
     """Whether the suspect's classes must be brought into the victim's order first."""
     resolution: ClassVar[float] = 0.0
-    """Least standard deviation of a null to believe in; for rates on the arcsine scale (``calibrate.parametric_p``)."""
+    """Least standard deviation of a null to believe in, of ``Score.value`` and of each of ``Score.parts``; for rates on
+    the arcsine scale (``calibrate.parametric_p``)."""
     options: Mapping[str, Any]
     """Every option that changes the result, set by the constructor."""
 
+    @classmethod
     @final
-    def generate(self, victim: Subject, data: Labelled | None, *, seed: int) -> Fingerprint:
+    def most_access(cls) -> Access:
+        """Return the most access to the suspect that the method has a use for."""
+        return cls.suspect_gain or cls.suspect_access
+
+    @final
+    def generate(
+        self, victim: Subject, data: Labelled | None, *, seed: int, workshop: Workshop | None = None
+    ) -> Fingerprint:
         """Build the fingerprint of a victim.
 
         Args:
             victim: limited here to ``victim_access``.
             data: labelled images of the victim's task; may be None for methods with ``needs_data = False``.
             seed: everything random follows from it.
+            workshop: trains networks and shows progress; by default one on the CPU that is silent.
 
         Raises:
+            NotApplicable: the method found nothing to fingerprint this victim by.
             DataError: the method needs data and got none, or the data do not fit.
             AccessError: the victim does not offer ``victim_access``.
         """
-        made = self._generate(victim.limited(self.victim_access), data, np.random.default_rng(seed))
+        from fp_audit.workshop import Workshop
+
+        if self.needs_data:
+            self.required(data)
+        view, rng = victim.limited(self.victim_access), np.random.default_rng(seed)
+        made = self._generate(view, data, rng, workshop or Workshop())
         queries = made.arrays.get("queries")
         if queries is not None and (queries.dtype != np.uint8 or queries.ndim != 4):
             raise TypeError(f"{self.name}: queries must be uint8 N x C x H x W, got {queries.dtype} {queries.shape}")
@@ -70,15 +95,33 @@ class Method(ABC):
         """
         if fingerprint.method != self.name:
             raise UsageError(f"{self.name} was given a fingerprint of {fingerprint.method}")
-        score = self._compare(fingerprint, suspect.limited(self.suspect_access))
-        if not np.isfinite(score.value):
+        score = self._compare(fingerprint, suspect.limited(self.most_access()))
+        if not np.isfinite([score.value, *score.parts.values()]).all():
             raise CorruptModel("it answers with NaN or infinity")
         return score
+
+    def budget(self) -> int:
+        """Return how many images are shown to a suspect at most; with ``suspect_gain`` it may be shown more."""
+        return int(self.options.get("queries", 0))
+
+    def judge(self, fingerprint: Fingerprint, score: Score, null: Null | None) -> Mapping[str, Any]:
+        """Say what the score means by the rules of the method's own paper (thresholds, votes, tests).
+
+        The verdict does not rest on it: it is added to the evidence. JSON values only; empty for most methods.
+        """
+        del fingerprint, score, null
+        return {}
 
     @staticmethod
     @abstractmethod
     def explain(score: float, detail: Mapping[str, Any], null: Mapping[str, Any] | None) -> str:
-        """Say in plain words what a score means, to follow "the suspect ..."; ``null`` as in ``Evidence``."""
+        """Say in plain words what a score means, to follow "the suspect ...".
+
+        Args:
+            score: ``Score.value``.
+            detail: ``Score.detail``, with what ``judge`` adds.
+            null: as in ``Evidence``.
+        """
 
     @final
     def required(self, data: Labelled | None) -> Labelled:
@@ -88,7 +131,9 @@ class Method(ABC):
         return data
 
     @abstractmethod
-    def _generate(self, victim: Subject, data: Labelled | None, rng: np.random.Generator) -> Fingerprint:
+    def _generate(
+        self, victim: Subject, data: Labelled | None, rng: np.random.Generator, workshop: Workshop
+    ) -> Fingerprint:
         """Do the work of ``generate``; ``method`` and ``options`` of the result are filled in by the driver."""
 
     @abstractmethod

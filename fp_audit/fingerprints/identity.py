@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from fp_audit.errors import NotApplicable
 from fp_audit.fingerprints._base import Method
 from fp_audit.subject import Subject
 from fp_audit.types import Access, File, Fingerprint, Score
+
+if TYPE_CHECKING:
+    from fp_audit.workshop import Workshop
 
 WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".data", ".onnx_data", ".bin")
 """Files that hold weights. Configurations and cards are not compared: equal ones prove nothing."""
@@ -47,8 +50,10 @@ class Identity(Method):
         files = ", ".join(detail["equal_files"])
         return f"has the victim's weights byte for byte in {files} ({score:.0%} of its weight bytes)"
 
-    def _generate(self, victim: Subject, data: Labelled | None, rng: np.random.Generator) -> Fingerprint:
-        del data, rng
+    def _generate(
+        self, victim: Subject, data: Labelled | None, rng: np.random.Generator, workshop: Workshop
+    ) -> Fingerprint:
+        del data, rng, workshop
         files = [victim.hashed(file) for file in _weights(victim)]
         known = [{"size": file.size, "sha256": file.sha256, "git_oid": file.git_oid} for file in files]
         return Fingerprint(self.name, {}, {}, {"files": known})

@@ -9,17 +9,19 @@ import numpy as np
 
 from fp_audit.data import Labelled
 from fp_audit.errors import NotApplicable, UsageError
-from fp_audit.fingerprints._base import Method, versus
-from fp_audit.metrics import matching_rate
+from fp_audit.fingerprints._base import versus
+from fp_audit.fingerprints._queried import Queried, Queries
 from fp_audit.model import WhiteBox, as_images
 from fp_audit.subject import Subject
-from fp_audit.types import Access, Fingerprint, Pixels, Score
+from fp_audit.types import Access, Pixels
 
 if TYPE_CHECKING:
     import torch
 
+    from fp_audit.workshop import Workshop
 
-class IPGuard(Method):
+
+class IPGuard(Queried):
     """Matching rate of top-1 labels on images pushed just over the victim's decision boundary; in [0, 1].
 
     From a seed x that the victim puts in class i, towards a class j != i, Adam minimises over x in [0, 1]
@@ -47,9 +49,9 @@ class IPGuard(Method):
     withstands: ClassVar[str] = "quantisation, pruning, light fine-tuning"
     misses: ClassVar[str] = "extraction, adversarial training, strong fine-tuning"
     victim_access: ClassVar[Access] = Access.GRADIENTS
-    suspect_access: ClassVar[Access] = Access.QUERIES
     needs_data: ClassVar[bool] = True
     aligned: ClassVar[bool] = True
+    query_set: ClassVar[str | None] = "boundary"
     resolution: ClassVar[float] = 0.2
     """Adversarial images transfer between networks of one recipe and hardly to small references, whose scores are then
     all alike near zero: their spread says nothing, so that a rate of 15 % is not yet an anomaly."""
@@ -85,38 +87,32 @@ class IPGuard(Method):
             null, ".0%"
         )
 
-    def _generate(self, victim: Subject, data: Labelled | None, rng: np.random.Generator) -> Fingerprint:
+    def _queries(self, victim: Subject, data: Labelled | None, rng: np.random.Generator, workshop: Workshop) -> Queries:
         data = self.required(data)
         model, budget = victim.white_box(), self.options["queries"]
         margin = self.options["k"]
         if self.options["relative"]:
             margin *= mean_margin(model, data.take(rng.permutation(len(data))[:500]))
         kept: list[Pixels] = []
-        labels: list[np.ndarray] = []
         tried = 0
         for index in np.array_split(order := rng.permutation(len(data)), -(-len(order) // self.options["batch"])):
-            pixels, label = self._push(model, data.pixels[index], margin, rng)
-            kept, labels, tried = [*kept, pixels], [*labels, label], tried + len(index)
-            if sum(map(len, kept)) >= budget or tried >= 4 * budget + self.options["batch"]:
+            kept, tried = [*kept, self._push(model, data.pixels[index], margin, rng)], tried + len(index)
+            found = sum(map(len, kept))
+            workshop.progress("pushing images over the decision boundary", min(1.0, found / budget))
+            if found >= budget or tried >= 4 * budget + self.options["batch"]:
                 break
-        queries, targets = np.concatenate(kept)[:budget], np.concatenate(labels)[:budget]
+        queries = np.concatenate(kept)[:budget]
         if len(queries) < budget / 10:
             raise NotApplicable(
                 f"only {len(queries)} of {tried} images could be pushed over the boundary; try a smaller k"
             )
-        facts = {"queries": len(queries), "tried": tried, "margin": margin}
-        return Fingerprint(self.name, {}, {"queries": queries, "labels": targets}, facts)
+        return Queries(queries, {"tried": tried, "margin": margin})
 
-    def _compare(self, fingerprint: Fingerprint, suspect: Subject) -> Score:
-        queries = fingerprint.arrays["queries"]
-        answers = suspect.black_box().predict(as_images(queries))
-        return Score(matching_rate(answers, fingerprint.arrays["labels"]), queries=len(queries), trials=len(queries))
-
-    def _push(
-        self, model: WhiteBox, pixels: Pixels, margin: float, rng: np.random.Generator
-    ) -> tuple[Pixels, np.ndarray]:
-        """Push a batch over the boundary; return the uint8 images that made it, and their labels j."""
+    def _push(self, model: WhiteBox, pixels: Pixels, margin: float, rng: np.random.Generator) -> Pixels:
+        """Push a batch over the boundary; return the uint8 images that made it."""
         import torch
+
+        from fp_audit.descent import as_pixels, from_pixels
 
         device = next(model.module.parameters()).device
         images = torch.from_numpy(as_images(pixels)).to(device)
@@ -127,11 +123,10 @@ class IPGuard(Method):
         moved = boundary_points(
             model.module, images, source, goal, margin, self.options["steps"], self.options["learning_rate"]
         )
-        rounded = (moved * 255).round().clamp(0, 255) / 255
+        rounded = as_pixels(moved)
         with torch.no_grad():
-            best = model.module(rounded).topk(2, dim=1).indices
-        survived = (best[:, 0] == goal) & (best[:, 1] == source)
-        return (rounded[survived] * 255).round().to(torch.uint8).cpu().numpy(), goal[survived].cpu().numpy()
+            best = model.module(from_pixels(rounded)).topk(2, dim=1).indices
+        return rounded[(best[:, 0] == goal) & (best[:, 1] == source)].cpu().numpy()
 
 
 def mean_margin(model: WhiteBox, data: Labelled) -> float:
@@ -168,29 +163,11 @@ def boundary_points(
     steps: int,
     learning_rate: float,
 ) -> torch.Tensor:
-    """Minimise ``boundary_loss`` over N x C x H x W images in [0, 1], all at once, each until its own loss is zero.
+    """Minimise ``boundary_loss`` over N x C x H x W images in [0, 1], all at once, each until its own loss is zero."""
+    from fp_audit.descent import Adam, search
 
-    Adam is written out: its moments belong to an image and leave the batch with it.
-    """
-    import torch
+    def objective(x: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        loss = boundary_loss(module(x), source[index], goal[index], margin)
+        return loss, loss <= 0
 
-    result = images.clone()
-    active = torch.arange(len(images), device=images.device)
-    x = images.clone()
-    first, second = torch.zeros_like(x), torch.zeros_like(x)
-    for step in range(1, steps + 1):
-        x.requires_grad_(True)
-        loss = boundary_loss(module(x), source[active], goal[active], margin)
-        (gradient,) = torch.autograd.grad(loss.sum(), x)
-        x = x.detach()
-        result[active] = x
-        going = loss > 0
-        if not going.any():
-            break
-        x, active, gradient = x[going], active[going], gradient[going]
-        first = 0.9 * first[going] + 0.1 * gradient
-        second = 0.999 * second[going] + 0.001 * gradient.square()
-        update = (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
-        x = (x - learning_rate * update).clamp(0.0, 1.0)
-    result[active] = x
-    return result
+    return search(images, objective, Adam(learning_rate), steps=steps, in_flight=len(images)).images

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from fp_audit.data import Labelled
-from fp_audit.fingerprints._base import Method, versus
+from fp_audit.fingerprints._base import versus
+from fp_audit.fingerprints._queried import Queried, Queries
 from fp_audit.fingerprints._queries import hard_queries
-from fp_audit.metrics import matching_rate
-from fp_audit.model import as_images
 from fp_audit.subject import Subject
-from fp_audit.types import Access, Fingerprint, Score
+from fp_audit.types import Access
+
+if TYPE_CHECKING:
+    from fp_audit.workshop import Workshop
 
 
-class Negatives(Method):
+class Negatives(Queried):
     """Matching rate of top-1 labels on images that the victim misclassifies or hesitates on; in [0, 1].
 
     Source: the AKH baseline of QuRD (Godinot et al., "Queries, Representation & Detection", AAAI 2025).
@@ -29,9 +31,9 @@ class Negatives(Method):
     withstands: ClassVar[str] = "fine-tuning, pruning, quantisation, most extraction"
     misses: ClassVar[str] = "extraction with few queries"
     victim_access: ClassVar[Access] = Access.QUERIES
-    suspect_access: ClassVar[Access] = Access.QUERIES
     needs_data: ClassVar[bool] = True
     aligned: ClassVar[bool] = True
+    query_set: ClassVar[str | None] = "negatives"
 
     def __init__(self, *, queries: int = 100) -> None:
         self.options = {"queries": queries}
@@ -45,13 +47,7 @@ class Negatives(Method):
             + versus(null, ".0%")
         )
 
-    def _generate(self, victim: Subject, data: Labelled | None, rng: np.random.Generator) -> Fingerprint:
-        data = self.required(data)
-        hard = hard_queries(victim.black_box(), data, self.options["queries"], rng)
-        arrays = {"queries": hard.pixels, "labels": hard.answers.argmax(axis=1)}
-        return Fingerprint(self.name, {}, arrays, hard.facts)
-
-    def _compare(self, fingerprint: Fingerprint, suspect: Subject) -> Score:
-        queries, labels = fingerprint.arrays["queries"], fingerprint.arrays["labels"]
-        answers = suspect.black_box().predict(as_images(queries))
-        return Score(matching_rate(answers, labels), queries=len(queries), trials=len(queries))
+    def _queries(self, victim: Subject, data: Labelled | None, rng: np.random.Generator, workshop: Workshop) -> Queries:
+        del workshop
+        hard = hard_queries(victim.black_box(), self.required(data), self.options["queries"], rng)
+        return Queries(hard.pixels, hard.facts)

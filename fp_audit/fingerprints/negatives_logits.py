@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from fp_audit.data import Labelled
-from fp_audit.fingerprints._base import Method, versus
-from fp_audit.fingerprints._queries import centred_logits, hard_queries
-from fp_audit.metrics import mean_cosine
-from fp_audit.model import as_images
+from fp_audit.fingerprints._base import versus
+from fp_audit.fingerprints._queried import Queried, Queries
+from fp_audit.fingerprints._queries import hard_queries
 from fp_audit.subject import Subject
-from fp_audit.types import Access, Fingerprint, Score
+from fp_audit.types import Access
+
+if TYPE_CHECKING:
+    from fp_audit.workshop import Workshop
 
 
-class NegativesLogits(Method):
+class NegativesLogits(Queried):
     """Mean cosine between centred logits on the queries of ``negatives``; in [-1, 1].
 
     The queries are those of ``negatives`` for the same seed and budget: mistakes of the victim, and blends. A suspect
@@ -32,9 +34,10 @@ class NegativesLogits(Method):
     withstands: ClassVar[str] = "fine-tuning, pruning, quantisation, extraction"
     misses: ClassVar[str] = "attacks built to move logits (RemovalNet)"
     victim_access: ClassVar[Access] = Access.QUERIES
-    suspect_access: ClassVar[Access] = Access.QUERIES
     needs_data: ClassVar[bool] = True
     aligned: ClassVar[bool] = True
+    representation: ClassVar[str] = "logits"
+    distance: ClassVar[str] = "cosine"
     resolution: ClassVar[float] = 0.01
 
     def __init__(self, *, queries: int = 100) -> None:
@@ -49,14 +52,7 @@ class NegativesLogits(Method):
             + versus(null, ".2f")
         )
 
-    def _generate(self, victim: Subject, data: Labelled | None, rng: np.random.Generator) -> Fingerprint:
-        data = self.required(data)
-        model = victim.black_box()
-        hard = hard_queries(model, data, self.options["queries"], rng)
-        logits = centred_logits(hard.answers, model.output).astype(np.float32)
-        return Fingerprint(self.name, {}, {"queries": hard.pixels, "logits": logits}, hard.facts)
-
-    def _compare(self, fingerprint: Fingerprint, suspect: Subject) -> Score:
-        queries, model = fingerprint.arrays["queries"], suspect.black_box()
-        answers = centred_logits(model.predict(as_images(queries)), model.output)
-        return Score(mean_cosine(answers, fingerprint.arrays["logits"]), queries=len(queries))
+    def _queries(self, victim: Subject, data: Labelled | None, rng: np.random.Generator, workshop: Workshop) -> Queries:
+        del workshop
+        hard = hard_queries(victim.black_box(), self.required(data), self.options["queries"], rng)
+        return Queries(hard.pixels, hard.facts)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from fp_audit.data import Labelled
-from fp_audit.fingerprints._base import Method, versus
-from fp_audit.fingerprints._queries import hard_queries, predict_pixels, shown_probabilities
-from fp_audit.metrics import pair_correlation
-from fp_audit.model import as_images
+from fp_audit.fingerprints._base import versus
+from fp_audit.fingerprints._queried import Queried, Queries
+from fp_audit.fingerprints._queries import hard_queries
 from fp_audit.subject import Subject
-from fp_audit.types import Access, Fingerprint, Pixels, Score
+from fp_audit.types import Access, Pixels
+
+if TYPE_CHECKING:
+    from fp_audit.workshop import Workshop
 
 
-class Sac(Method):
+class Sac(Queried):
     """One minus the mean absolute difference of the matrices of (1 - cos)/2 between answers to query pairs; in [0, 1].
 
     Pairs are compared inside one model, so classes need no alignment and may differ. Queries are the victim's
@@ -33,9 +35,11 @@ class Sac(Method):
     withstands: ClassVar[str] = "fine-tuning, pruning, quantisation, transfer to other classes, much extraction"
     misses: ClassVar[str] = "label-only extraction to another architecture"
     victim_access: ClassVar[Access] = Access.QUERIES
-    suspect_access: ClassVar[Access] = Access.QUERIES
     needs_data: ClassVar[bool] = True
     aligned: ClassVar[bool] = False
+    query_set: ClassVar[str | None] = "sac"
+    representation: ClassVar[str] = "correlation"
+    distance: ClassVar[str] = "l1"
     resolution: ClassVar[float] = 0.005
 
     def __init__(self, *, queries: int = 100, cutmix: bool = False, box: float = 0.2) -> None:
@@ -47,23 +51,13 @@ class Sac(Method):
         del detail
         return f"finds the same pairs of images alike as the victim: {score:.3f}" + versus(null, ".3f")
 
-    def _generate(self, victim: Subject, data: Labelled | None, rng: np.random.Generator) -> Fingerprint:
+    def _queries(self, victim: Subject, data: Labelled | None, rng: np.random.Generator, workshop: Workshop) -> Queries:
+        del workshop
         data = self.required(data)
-        model, budget = victim.black_box(), self.options["queries"]
         if self.options["cutmix"]:
-            pixels = _cutmix(data.pixels, budget, self.options["box"], rng)
-            answers, facts = predict_pixels(model, pixels), {"queries": len(pixels)}
-        else:
-            hard = hard_queries(model, data, budget, rng)
-            pixels, answers, facts = hard.pixels, hard.answers, hard.facts
-        matrix = pair_correlation(shown_probabilities(answers, model.output))
-        return Fingerprint(self.name, {}, {"queries": pixels, "correlation": matrix.astype(np.float32)}, facts)
-
-    def _compare(self, fingerprint: Fingerprint, suspect: Subject) -> Score:
-        queries, model = fingerprint.arrays["queries"], suspect.black_box()
-        answers = shown_probabilities(model.predict(as_images(queries)), model.output)
-        difference = np.abs(pair_correlation(answers) - fingerprint.arrays["correlation"])
-        return Score(1.0 - float(difference.mean()), queries=len(queries))
+            return Queries(_cutmix(data.pixels, self.options["queries"], self.options["box"], rng))
+        hard = hard_queries(victim.black_box(), data, self.options["queries"], rng)
+        return Queries(hard.pixels, hard.facts)
 
 
 def _cutmix(pixels: Pixels, budget: int, side: float, rng: np.random.Generator) -> Pixels:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil, lgamma
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from fp_audit.errors import NotApplicable
 from fp_audit.fingerprints._base import Method
 from fp_audit.subject import Subject
 from fp_audit.types import Access, Fingerprint, Score
+
+if TYPE_CHECKING:
+    from fp_audit.workshop import Workshop
 
 MIN_ROWS, MIN_COLUMNS = 6, 4
 """A matrix with fewer rows or columns cannot tell a copy from chance."""
@@ -85,8 +88,10 @@ class Weights(Method):
         how = f"cosine {detail['cosine']:.3f}" + (f", {detail['equal']} of them bit for bit" if detail["equal"] else "")
         return f"has {detail['matched']} of the victim's {detail['matrices']} weight matrices, row by row ({how})"
 
-    def _generate(self, victim: Subject, data: Labelled | None, rng: np.random.Generator) -> Fingerprint:
-        del rng
+    def _generate(
+        self, victim: Subject, data: Labelled | None, rng: np.random.Generator, workshop: Workshop
+    ) -> Fingerprint:
+        del rng, workshop
         tensors = [np.asarray(value) for value in victim.tensors().values() if _is_weight(value)]
         arrays = {f"tensor{index}": value for index, value in enumerate(tensors)}
         classes = len(data.classes) if data and data.classes else int(data.labels.max()) + 1 if data else None

@@ -13,14 +13,20 @@ from fp_audit import __version__, plugins
 def test_every_plugin_is_listed(invoke, command, kind):
     result = invoke(command)
     assert result.exit_code == 0
-    headings = [line for line in result.stdout.splitlines() if not line.startswith(" ")]
-    assert [line.partition(":")[0] for line in headings] == list(plugins.names(kind))
+    headings = [line for line in result.stdout.partition("\n\n")[0].splitlines() if not line.startswith(" ")]
+    assert [line.partition(":")[0].rstrip("*") for line in headings] == list(plugins.names(kind))
 
 
 def test_methods_say_what_they_need(invoke):
     text = invoke("methods").stdout
-    for label in ("source: ", "access: ", "options: ", "withstands: ", "misses: "):
+    for label in ("source: ", "needs: ", "budget: ", "options: ", "withstands: ", "misses: "):
         assert text.count(label) == len(plugins.names("fingerprints"))
+    for name in plugins.names("fingerprints"):
+        default = plugins.load("fingerprints", name).default
+        assert (f"\n{name}*:" in "\n" + text) == default
+    assert "QUERIES+REPRESENTATION+DISTANCE" in text
+    assert "boundary (of ipguard)" in text
+    assert "jsd (of probabilities)" in text
 
 
 def test_attacks_say_their_options(invoke):

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from fp_audit.attacks._graph import last_layer, uses
 from fp_audit.errors import UnsupportedModel
+from fp_audit.graph import last_layer, uses
 
 IMAGES = torch.rand(2, 1, 4, 4)
 
