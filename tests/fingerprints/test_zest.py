@@ -283,10 +283,10 @@ def test_seeds():
 
 def test_small_images_are_cut_into_a_grid_and_the_number_of_segments_is_told():
     method = Zest(images=3, masks=20, grid=2)
-    kept = method.generate(subject(VICTIM), DATA, seed=0)
+    kept = method.generate(Subject.of_model(VICTIM), DATA, seed=0)
     np.testing.assert_array_equal(kept.arrays["segments"], patches(kept.arrays["references"], 2))
     assert kept.facts["segments"] == 4
-    chosen = Zest(images=3, masks=20, segments="quickshift").generate(subject(VICTIM), DATA, seed=0)
+    chosen = Zest(images=3, masks=20, segments="quickshift").generate(Subject.of_model(VICTIM), DATA, seed=0)
     np.testing.assert_array_equal(chosen.arrays["segments"], quickshift(chosen.arrays["references"]))
 
 
