@@ -85,7 +85,10 @@ def main() -> None:
 def examined(made: zoo.Zoo, victim: victims.Victim) -> dict[str, dict[str, tuple[float, float | None]]]:
     """Score every model with every method: model -> method -> (score, p)."""
     job = audit.Job(
-        {victims.folder(victim.name): victim}, depth=Access.GRADIENTS, exhaustive=True, limits=Limits(seconds=1800)
+        {victims.folder(victim.name): victim},
+        depth=Access.GRADIENTS,
+        exhaustive=True,
+        limits=Limits(wall_seconds=1800, cpu_seconds=3600),
     )
     found = {}
     for outcome in audit.run(list(locate((str(made.suspects),), SourceOptions())), job, jobs=1):

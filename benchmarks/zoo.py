@@ -92,7 +92,7 @@ def make(root: Path, dataset: str, data: Path, *, seen: int) -> Zoo:
 
 
 def _victim(dataset: str, images: Labelled) -> nn.Module:
-    return lenet5() if dataset == "mnist" else _network("residual", 24, images)
+    return lenet5() if dataset == "mnist" else _network("plain", 16, images)
 
 
 def _network(family: str, width: int, images: Labelled) -> nn.Module:

@@ -37,7 +37,7 @@ class Method(ABC):
     suspect_gain: ClassVar[Access | None] = None
     """A higher access to the suspect with which the method says more; None if it has no use for one."""
     unaligned_gain: ClassVar[bool] = False
-    """Whether, given ``suspect_gain``, suspects are judged too whose classes cannot be aligned (``Subject.aligned``)."""
+    """Whether, with that access, it also judges suspects whose classes cannot be aligned (``Subject.aligned``)."""
     default: ClassVar[bool] = True
     """Whether it is registered when nobody chooses: not if it trains networks or asks thousands of queries."""
     needs_data: ClassVar[bool]

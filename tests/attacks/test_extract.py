@@ -2,14 +2,11 @@ import json
 from dataclasses import replace
 
 import numpy as np
-import onnx
 import pytest
-from attack_victims import KINDS, data, tensors, victim
-from onnx import TensorProto, helper, numpy_helper
+from attack_victims import data, tensors, victim
 
 from fp_audit.attacking import attack, open_victim
 from fp_audit.attacks._base import NO_LABEL, Task
-from fp_audit.attacks._fresh import same_architecture
 from fp_audit.attacks._options import build
 from fp_audit.errors import UsageError
 from fp_audit.subject import Subject
@@ -31,63 +28,12 @@ def test_it_learns_the_victims_labels(kind, tmp_path):
     assert provenance.surrogate["adapter"] == kind
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_nothing_of_the_victims_weights_is_left(kind):
-    task = task_for(kind)
-    fresh, _ = same_architecture(task)
-    before, after = task.copy_of_victim().tensors(), fresh.tensors()
+def test_the_same_architecture_is_drawn_anew(tmp_path):
+    attack("extract", str(victim("onnx")), data(), tmp_path / "out", options={**FAST, "learning_rate": 1e-9})
+    before, after = tensors(victim("onnx")), tensors(tmp_path / "out")
     assert {name: value.shape for name, value in before.items()} == {name: value.shape for name, value in after.items()}
-    for name, value in after.items():
-        if value.ndim >= 2:
-            assert np.std(value) > 0, name
-            assert abs(np.corrcoef(before[name].ravel(), value.ravel())[0, 1]) < 0.5, name
-        else:
-            assert value.size == 1 or not np.array_equal(before[name], value) or not value.any(), name
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_draw_follows_from_the_seed(kind):
-    first, again, other = (same_architecture(task_for(kind, seed))[0].tensors() for seed in (1, 1, 2))
-    assert all(np.array_equal(first[name], again[name]) for name in first)
-    assert any(not np.array_equal(first[name], other[name]) for name in first)
-
-
-def test_statistics_in_an_onnx_file_are_forgotten(tmp_path):
-    rng = np.random.default_rng(0)
-    values = {
-        "filters": rng.normal(size=(4, 1, 3, 3)),
-        "scale": rng.normal(size=4),
-        "shift": rng.normal(size=4),
-        "mean": rng.normal(size=4),
-        "variance": rng.uniform(1, 2, size=4),
-        "weight": rng.normal(size=(4, 10)),
-        "bias": rng.normal(size=10),
-    }
-    nodes = [
-        helper.make_node("Conv", ["x", "filters"], ["a"]),
-        helper.make_node("BatchNormalization", ["a", "scale", "shift", "mean", "variance"], ["b"]),
-        helper.make_node("GlobalAveragePool", ["b"], ["c"]),
-        helper.make_node("Flatten", ["c"], ["d"]),
-        helper.make_node("Gemm", ["d", "weight", "bias"], ["y"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 16, 16])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])],
-        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in values.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    onnx.save(model, tmp_path / "model.onnx")
-    task = task_for("onnx")
-    task = replace(task, artifact=replace(task.artifact, root=tmp_path, entry="model.onnx"))
-    fresh = same_architecture(task)[0].tensors()
-    assert np.array_equal(fresh["mean"], np.zeros(4))
-    assert np.array_equal(fresh["variance"], np.ones(4))
-    assert np.array_equal(fresh["scale"], np.ones(4))
-    assert np.array_equal(fresh["shift"], np.zeros(4))
-    assert np.array_equal(fresh["bias"], np.zeros(10))
-    assert not np.isclose(fresh["weight"], values["weight"]).any()
+    drawn = {name: value for name, value in after.items() if value.ndim >= 2}
+    assert all(abs(np.corrcoef(before[name].ravel(), drawn[name].ravel())[0, 1]) < 0.5 for name in drawn)
 
 
 def test_another_architecture_states_how_it_wants_its_images(tmp_path):
