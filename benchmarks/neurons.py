@@ -3,7 +3,8 @@
 Run ``python -m benchmarks.neurons --data mnist/train.parquet [--device cuda]``. A LeNet-5 is trained on the spot; then
 for each of its two convolutional layers 100 seeds x all channels are ascended. Both ways start from the same images,
 follow the same rule (Adam, box, thresholds, giving up) and run the network only as far as the layer. The loop takes a
-random subset of the pairs, a share before and a share after the batch, and its time is scaled up.
+random subset of the pairs, half of them before and half after the batch, and its time is scaled up. It runs on one
+thread: a single image does not profit from more, and on a busy machine suffers from them.
 """
 
 from __future__ import annotations
@@ -107,11 +108,15 @@ def job(white: WhiteBox, layer: str, sample: data.Labelled, seeds: data.Labelled
 def report(title: str, white: WhiteBox, work: Job, rng: np.random.Generator, count: int) -> None:
     """Time both ways and print them."""
     chosen = rng.permutation(len(work.images))[:count]
-    one_by_one(white, work, chosen[:1])
     first, second = np.array_split(chosen, 2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     before, reached_before = timed(lambda: one_by_one(white, work, first))
+    torch.set_num_threads(threads)
     batch, found = timed(lambda: at_once(white, work))
+    torch.set_num_threads(1)
     after, reached_after = timed(lambda: one_by_one(white, work, second))
+    torch.set_num_threads(threads)
     loop, reached = before + after, [*reached_before, *reached_after]
     scaled = loop / len(chosen) * len(work.images)
     same = np.mean(found.done.cpu().numpy()[chosen] == reached)

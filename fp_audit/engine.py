@@ -350,7 +350,7 @@ def _seen(images: torch.Tensor, view: _View, recipe: Recipe) -> torch.Tensor:
     if recipe.flip:
         flipped = view.flipped.to(images.device)
         batch = torch.where(flipped[:, None, None, None], batch.flip(3), batch)
-    return batch.contiguous(memory_format=torch.channels_last) if batch.is_cuda else batch
+    return batch
 
 
 def predict_network(network: torch.nn.Module, images: Images, *, device: str = "cpu") -> Outputs:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from fp_audit import Plan, abilities, plugins, register, victims
+import fp_audit
+from fp_audit import Plan, ScanOptions, abilities, plugins, register, scan, victims
+from fp_audit.comparison import compare
 from fp_audit.errors import DataError, PluginError, TargetError, UsageError, VictimError
 from fp_audit.preprocess import NAMED
+from fp_audit.subject import Subject
+from fp_audit.types import Access, InputSpec
 
 METHODS = {name for name in plugins.names("fingerprints") if plugins.load("fingerprints", name).default}
 QUICK = ("identity", "weights")
@@ -248,3 +253,60 @@ def test_an_onnx_victim_s_preprocessing_is_found_out(home, registered, tmp_path)
     assert victims.load(victims.folder("v")).preprocess == NAMED["-1..1"]
     given = Plan(str(model), "w", str(registered.data), methods=("negatives",), preprocess=NAMED["-1..1"])
     assert register(given).preprocess == NAMED["-1..1"]
+
+
+def test_without_data_an_onnx_victim_has_fingerprints_too(home, registered):
+    plan = Plan(str(registered.stranger), "v", methods=("weights", "characteristic:steps=60"), preprocess=NAMED["0..1"])
+    victim = register(plan)
+    assert victim.facts["outputs"] == 10
+    assert victim.probes is None
+    (finding,) = scan(str(registered.stranger), victim="v")
+    assert finding.verdict == "identical"
+    subject = Subject.of_model(fp_audit.load(str(registered.stranger), preprocess="0..1"))
+    compared = compare(subject, victim, ["characteristic"], Access.QUERIES)
+    assert compared.scores["characteristic"].value == 1
+    assert compared.detail["classes_aligned_by"] == "unchecked order"
+    five = SimpleNamespace(
+        spec=InputSpec(1, 8, 8), classes=None, output="logits", predict=lambda x: np.ones((len(x), 5))
+    )
+    silent = compare(Subject.of_model(five), victim, ["characteristic"], Access.QUERIES).silent
+    assert silent == {"characteristic": "it has 5 classes, the victim has 10"}
+
+
+def test_what_cannot_be_asked_is_registered_by_its_weights(home, registered):
+    said = []
+    victim = register(Plan(str(registered.stranger), "v"), progress=lambda what, done: said.append(what))
+    assert set(victim.fingerprints) == {"identity", "weights"}
+    assert any("--preprocess" in text for text in said)
+
+
+def test_every_third_reference_is_of_the_victims_architecture(registered):
+    about = victims.load(victims.folder("owner")).facts["references"]
+    assert sum(row["name"].startswith("own-") for row in about) == 2
+
+
+def test_parts_have_a_null(home, registered):
+    plan = Plan(
+        str(registered.victim),
+        "judged",
+        str(registered.data),
+        methods=("deepjudge:queries=20:cases=8:neuron_steps=50", "natural+logits+cosine:queries=20"),
+        train_references=6,
+    )
+    victim = register(plan)
+    null = victims.load(victims.folder("judged")).nulls["deepjudge"]
+    assert [set(row) >= {"robd", "jsd"} for row in null.parts] == [True] * 6
+    assert sum("nod" in row for row in null.parts) == 2  # of the victim's architecture
+    assert null == victim.nulls["deepjudge"]
+    assert set(victim.facts["own_scores"]["deepjudge"]["parts"]) == {"robd", "jsd", "nod", "nad", "lod", "lad"}
+    rows = {row.method: row.statement for row in abilities(victim)}
+    assert rows["deepjudge"].startswith("judged in 6 parts; ")
+    suspect = str(registered.models / "thief" / "fine-tuned")
+    (finding,) = scan(suspect, victim="judged", options=ScanOptions(depth=Access.GRADIENTS))
+    evidence = {item.method: item for item in finding.evidence}
+    assert set(evidence) == {"deepjudge", "natural+logits+cosine"}
+    assert evidence["deepjudge"].access == Access.GRADIENTS
+    assert set(evidence["deepjudge"].detail["votes"]) >= {"robd", "jsd", "nod"}
+    (shallow,) = scan(suspect, victim="judged")
+    parts = {item.method: item.parts for item in shallow.evidence}["deepjudge"]
+    assert set(parts) == {"robd", "jsd"}

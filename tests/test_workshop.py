@@ -10,6 +10,7 @@ from fp_audit import networks
 from fp_audit.data import Labelled
 from fp_audit.fresh import Architecture
 from fp_audit.model import Counted, LoadOptions, as_images
+from fp_audit.preprocess import NAMED
 from fp_audit.sources._base import SourceOptions
 from fp_audit.targets import locate_one
 from fp_audit.types import InputSpec
@@ -33,8 +34,14 @@ class Contrary:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
-    monkeypatch.setattr(networks, "SEEN_IMAGES", 9_000)
+    monkeypatch.setattr(networks, "SEEN_IMAGES", 6_000)
     monkeypatch.setenv("FP_AUDIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(networks, "_train_in_processes", in_this_process)
+
+
+def in_this_process(waiting, data, cache, architecture):
+    """Train here: processes are slow to start, and tests/test_networks.py starts enough of them."""
+    return networks._train_together(waiting, data, "cpu", architecture)
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +75,9 @@ def test_independents_learn_the_truth_and_surrogates_the_victim(data, tmp_path):
 @pytest.mark.parametrize(("alike", "families"), [(True, ["own", "own"]), (False, ["plain", "residual"])])
 def test_networks_alike_have_the_victims_architecture_and_others_not(alike, families, data, tmp_path, monkeypatch):
     monkeypatch.setattr(networks, "SEEN_IMAGES", 1_200)
-    folder = tmp_path / "resnet"
-    digits.write_huggingface(folder, kind="resnet", seed=1)
-    located = locate_one(str(folder), SourceOptions(offline=True))
-    workshop = Workshop(architecture=Architecture("huggingface", located.artifact, LoadOptions()))
+    digits.write_onnx(tmp_path / "model.onnx", seed=1, epochs=0.1)
+    located = locate_one(str(tmp_path / "model.onnx"), SourceOptions(offline=True))
+    workshop = Workshop(architecture=Architecture("onnx", located.artifact, LoadOptions(preprocess=NAMED["0..1"])))
     made = workshop.independents(data, COUNT, seed=0, alike=alike)
     assert [network.name.split("-")[0] for network in made] == families
     assert [network.white is not None for network in made] == [alike] * COUNT

@@ -167,7 +167,7 @@ def test_the_victims_answers_are_hidden_as_a_wrapper_would(kind, k):
 def test_nothing_is_hidden_without_need():
     answers = ask(VICTIM, DATA.pixels, generate().arrays["uap"])
     for kind in ("logits", "probabilities"):
-        np.testing.assert_allclose(as_seen(answers, "probabilities", 1), answers, rtol=1e-6, err_msg=kind)
+        np.testing.assert_array_equal(as_seen(answers, kind, 1), answers)
 
 
 def test_each_image_is_asked_for_once():
@@ -275,9 +275,7 @@ def test_the_t_test_is_scipys(seed):
 def test_the_t_test_without_spread():
     assert welch(np.ones(20), np.zeros(5)) == 0
     assert welch(np.zeros(20), np.zeros(5)) == 1
-    assert welch(np.ones(20), np.array([0.0, 0.2])) == pytest.approx(
-        ttest_ind(np.ones(20), [0.0, 0.2], equal_var=False, alternative="greater").pvalue
-    )
+    assert welch(np.ones(20), np.array([0.0, 0.2])) == pytest.approx(0.5 - np.arctan(9) / np.pi)
 
 
 def test_the_judgement_compares_with_those_held_out():
@@ -286,7 +284,7 @@ def test_the_judgement_compares_with_those_held_out():
     held_out = kept.arrays["held_out"].ravel()
     wanted = ttest_ind(found.detail["similarities"], held_out, equal_var=False, alternative="greater").pvalue
     assert judged["t_test_p"] == pytest.approx(wanted)
-    assert judged["piracy"] is (wanted < 0.05)
+    assert judged["piracy"] is bool(wanted < 0.05)
     assert judged["t_test_against"] == "held out"
     assert judged == method.judge(kept, found, Null((0.1,), ("one",)))
     assert not method.judge(kept, compare(innocent(60)), None)["piracy"]
