@@ -3,8 +3,8 @@
 Run ``python -m benchmarks.ensembles --data DIR``; the folder holds ``train.parquet`` and ``test.parquet`` of MNIST.
 The same independents (true labels) and surrogates (a victim's labels) are trained three times from the same seeds:
 one after another in this process with all cores, as ``networks.train`` does (CPU: a process for each core; CUDA:
-those of one group at once), and all of them at once with ``engine.fit_many``. The ways take turns, so compare only what
-was printed by one run, on a machine with nothing else to do.
+those of one group at once), and all of them at once with ``engine.fit_many``. Compare only
+what was printed by one run, on a machine with nothing else to do.
 """
 
 from __future__ import annotations
