@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -47,6 +48,14 @@ def pick_device(name: str) -> str:
     if name != "auto":
         raise UsageError(f"--device {name}: torch sees no CUDA device; use --device cpu")
     return "cpu"
+
+
+def device_of(module: torch.nn.Module) -> torch.device:
+    """Return where a network is, also one without parameters (a quantised graph holds buffers only)."""
+    import torch
+
+    held = next(chain(module.parameters(), module.buffers()), None)
+    return torch.device("cpu") if held is None else held.device
 
 
 def cores() -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fp_audit import metrics
-from fp_audit.engine import Progress, silent
+from fp_audit.engine import Progress, device_of, silent
 from fp_audit.model import WhiteBox, as_images
 from fp_audit.types import Pixels
 
@@ -281,7 +281,7 @@ def excite(
 
     from fp_audit.descent import as_pixels
 
-    device = next(white.module.parameters()).device
+    device = device_of(white.module)
     shape = white.activations(as_images(pixels[:1]), layer).shape[1:]
     found = ascend(
         white,

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
-
-
-def device_of(module: torch.nn.Module) -> torch.device:
-    """Return where a network is, also one without parameters (a quantised graph holds buffers only)."""
-    import torch
-
-    held = next(chain(module.parameters(), module.buffers()), None)
-    return torch.device("cpu") if held is None else held.device
 
 
 def perturbed(module: torch.nn.Module, delta: float, generator: torch.Generator) -> dict[str, torch.Tensor]:

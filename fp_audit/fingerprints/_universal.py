@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fp_audit.engine import Progress, predict_network, silent
+from fp_audit.engine import Progress, device_of, predict_network, silent
 from fp_audit.metrics import Floats
 from fp_audit.model import as_images
 from fp_audit.types import Pixels
@@ -80,7 +80,7 @@ def find_universal(
     """
     import torch
 
-    device = next(module.parameters()).device
+    device = device_of(module)
     shown = torch.from_numpy(pixels).to(device)
     labels = torch.from_numpy(_labels(module, pixels)).to(device)
     sample = pixels[rng.permutation(len(pixels))[:MEASURED]]
@@ -180,7 +180,7 @@ def fooling_rate(module: torch.nn.Module, pixels: Pixels, perturbation: NDArray[
 
 def _labels(module: torch.nn.Module, pixels: Pixels) -> NDArray[np.intp]:
     """Top-1 labels of uint8 images of any number."""
-    device = str(next(module.parameters()).device)
+    device = str(device_of(module))
     blocks = (as_images(pixels[i : i + _BLOCK]) for i in range(0, len(pixels), _BLOCK))
     return np.concatenate([predict_network(module, block, device=device).argmax(axis=1) for block in blocks])
 

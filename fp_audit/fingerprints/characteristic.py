@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fp_audit.data import Labelled
-from fp_audit.engine import Progress, batch_size, silent
+from fp_audit.engine import Progress, batch_size, device_of, silent
 from fp_audit.errors import NotApplicable, UsageError
 from fp_audit.fingerprints._base import versus
-from fp_audit.fingerprints._perturbed import device_of, mean_loss
+from fp_audit.fingerprints._perturbed import mean_loss
 from fp_audit.fingerprints._queried import Queried, Queries
 from fp_audit.model import WhiteBox, as_images, as_probabilities
 from fp_audit.subject import Subject

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fp_audit import metrics
 from fp_audit.data import Labelled
-from fp_audit.engine import batch_size
+from fp_audit.engine import batch_size, device_of
 from fp_audit.errors import NotApplicable, UnsupportedModel, UsageError
 from fp_audit.fingerprints._adversarial import cw, fgsm, misclassification, pgd
 from fp_audit.fingerprints._base import versus
@@ -277,7 +277,7 @@ class DeepJudge(Queried):
 
         from fp_audit.descent import as_pixels
 
-        options, device = self.options, next(white.module.parameters()).device
+        options, device = self.options, device_of(white.module)
         loss = misclassification(white.module, torch.from_numpy(seeds.labels).to(device))
         images = torch.from_numpy(as_images(seeds.pixels)).to(device)
         epsilon, step, steps = strength(seeds.pixels.shape[1:], options)

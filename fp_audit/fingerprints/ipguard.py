@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from fp_audit.data import Labelled
+from fp_audit.engine import device_of
 from fp_audit.errors import NotApplicable, UsageError
 from fp_audit.fingerprints._base import versus
 from fp_audit.fingerprints._queried import Queried, Queries
@@ -114,7 +115,7 @@ class IPGuard(Queried):
 
         from fp_audit.descent import as_pixels, from_pixels
 
-        device = next(model.module.parameters()).device
+        device = device_of(model.module)
         images = torch.from_numpy(as_images(pixels)).to(device)
         with torch.no_grad():
             logits = model.module(images)

@@ -9,7 +9,7 @@ import numpy as np
 
 from fp_audit import metrics
 from fp_audit.data import Labelled
-from fp_audit.engine import Progress
+from fp_audit.engine import Progress, device_of
 from fp_audit.errors import NotApplicable, UsageError
 from fp_audit.fingerprints._adversarial import Loss, pgd
 from fp_audit.fingerprints._base import versus
@@ -114,7 +114,7 @@ class ModelDiff(Queried):
 
         from fp_audit.descent import as_pixels
 
-        device = next(model.module.parameters()).device
+        device = device_of(model.module)
         images = torch.from_numpy(as_images(seeds)).to(device)
         answers = torch.from_numpy(shown_probabilities(predict_pixels(model, seeds), model.output)).float().to(device)
         moved = pgd(

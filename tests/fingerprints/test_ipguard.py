@@ -165,3 +165,18 @@ def test_constant_answers_are_said():
 def test_unknown_targets_are_refused():
     with pytest.raises(UsageError, match="expected least or random"):
         IPGuard(target="most")
+
+
+def test_a_quantised_network_holds_no_parameters():
+    class Frozen(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            for name, value in module.named_parameters():
+                self.register_buffer(name.replace(".", "_"), value.detach())
+
+        def forward(self, images):
+            hidden = nn.functional.linear(images.flatten(1), self.get_buffer("1_weight"), self.get_buffer("1_bias"))
+            return nn.functional.linear(hidden.relu(), self.get_buffer("3_weight"), self.get_buffer("3_bias"))
+
+    frozen = Tiny(Frozen(network(0)))
+    np.testing.assert_array_equal(generate(victim=frozen).arrays["queries"], generate().arrays["queries"])

@@ -11,7 +11,8 @@ from torch import nn
 
 import fp_audit
 from fixtures import digits
-from fp_audit.fingerprints._perturbed import device_of, mean_loss, perturbed
+from fp_audit.engine import device_of
+from fp_audit.fingerprints._perturbed import mean_loss, perturbed
 
 DELTA = 0.05
 
