@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -115,7 +116,8 @@ def show(victim: victims.Victim, found: dict[str, dict[str, tuple[float, float |
         half = len(zoo.SURROGATES)
         row = f"{method:18}{clock.seconds.get(method, 0.0):8.1f}{own.get('queries', 0):9,}{size:8,.0f}"
         row += f"{own.get('value', float('nan')):8.3f}" + "".join(f"{score:12.3f}" for score in scores)
-        print(row + f"{auc(scores[:half], scores[half:]):7.2f}")
+        complete = not any(map(math.isnan, scores))
+        print(row + (f"{auc(scores[:half], scores[half:]):7.2f}" if complete else f"{'-':>7}"))
     print(f"\np-values ({len(next(iter(victim.nulls.values())).scores) if victim.nulls else 0} references)")
     for method in [*victim.fingerprints, "combined"]:
         print(f"{method:51}" + "".join(f"{_p(found[model], method):>12}" for model in MODELS))
