@@ -109,6 +109,7 @@ def composed(
             "aligned": REPRESENTATIONS[representation].aligned,
             "resolution": source.resolution if DISTANCES[distance].rate else 0.01,
             "suspect_gain": None,
+            "unaligned_gain": False,
             "explain": staticmethod(explain),
             "judge": Method.judge,
             "_generate": Queried._generate,
