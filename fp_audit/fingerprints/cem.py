@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from fp_audit.descent import Objective
-    from fp_audit.engine import Progress, device_of
+    from fp_audit.engine import Progress
     from fp_audit.networks import Network
     from fp_audit.workshop import Workshop
 
@@ -212,6 +212,7 @@ class Cem(Queried):
         import torch
 
         from fp_audit.descent import Adam, as_pixels, ball, search
+        from fp_audit.engine import device_of
 
         device = device_of(sides.victim)
         start = torch.from_numpy(as_images(pixels)).to(device)
@@ -268,6 +269,8 @@ class Sides:
     @classmethod
     def of(cls, victim: torch.nn.Module, surrogates: Sequence[Network], independents: Sequence[Network]) -> Self:
         """Bring trained networks to the victim's device."""
+        from fp_audit.engine import device_of
+
         device = device_of(victim)
         groups = [[network.module.to(device) for network in group] for group in (surrogates, independents)]
         return cls(victim, *(ensemble(group, together=device.type == "cuda") for group in groups))
@@ -407,6 +410,7 @@ def movable(module: torch.nn.Module, pixels: Pixels, labels: NDArray[np.int64], 
     import torch
 
     from fp_audit.descent import Sign, ball, search
+    from fp_audit.engine import device_of
 
     device = device_of(module)
     start, source = torch.from_numpy(as_images(pixels)).to(device), torch.from_numpy(labels).to(device)

@@ -67,7 +67,8 @@ class TestShell:
             [script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         deadline = time.monotonic() + 60
-        while not list(home.glob("scans/*.jsonl")) and time.monotonic() < deadline and process.poll() is None:
+        while not any(path.read_text() for path in home.glob("scans/*.jsonl")) and process.poll() is None:
+            assert time.monotonic() < deadline
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=30)
