@@ -66,7 +66,7 @@ def chosen(specs: tuple[str, ...], *, queries: int | None, data: bool) -> list[M
     """Build the methods that a command line names; with no name those that are meant to be used by default.
 
     Args:
-        specs: as described above, or ``all``.
+        specs: as described above, or ``all``: every method that is not also named, with its defaults.
         queries: budget of the methods that have an option ``queries``, unless a spec states one; None keeps
             their defaults.
         data: whether labelled images were given; without, methods that need them are left out unless named.
@@ -80,7 +80,9 @@ def chosen(specs: tuple[str, ...], *, queries: int | None, data: bool) -> list[M
     every = [name for name in plugins.names("fingerprints") if data or not kind(name).needs_data]
     if not specs:
         specs = tuple(name for name in every if kind(name).default)
-    named = [name for spec in specs for name in (every if spec == ALL else [spec])]
+    singled = {spec.partition(":")[0] for spec in specs}
+    rest = [name for name in every if name not in singled]
+    named = [name for spec in specs for name in (rest if spec == ALL else [spec])]
     built = [_built(spec, queries) for spec in dict.fromkeys(named)]
     twice = {method.name for method in built if [other.name for other in built].count(method.name) > 1}
     if twice:

@@ -34,6 +34,9 @@ def test_without_a_choice_the_default_methods_are_built():
 
 def test_all_means_all():
     assert names(methods.chosen(("all",), queries=None, data=True)) == list(plugins.names("fingerprints"))
+    tuned = methods.chosen(("all", "zest:masks=50"), queries=None, data=True)
+    assert sorted(names(tuned)) == sorted(plugins.names("fingerprints"))
+    assert next(method for method in tuned if method.name == "zest").options["masks"] == 50
     more = names(methods.chosen(("all", "natural+logits+cosine"), queries=None, data=True))
     assert more == [*plugins.names("fingerprints"), "natural+logits+cosine"]
 
