@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +69,7 @@ class Recipe:
 
     epochs: float = 10.0
     batch: int = 128
-    optimizer: str = "sgd"
+    optimizer: Literal["sgd", "adam"] = "sgd"
     """``sgd`` (Nesterov momentum .9) or ``adam``."""
     learning_rate: float = 0.1
     """Peak of a one-cycle schedule for ``one_cycle``, else constant."""

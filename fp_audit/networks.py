@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 import torch
@@ -146,6 +147,7 @@ def _uniform(family: str, width: int, data: Labelled, classes: int, shift: float
 def _varied(i: int, data: Labelled, classes: int) -> NetworkSpec:
     """Return the ``i``-th of the small networks in their rotation."""
     family = ("plain", "residual", "depthwise", "lenet")[i % 4]
+    optimizer: Literal["sgd", "adam"]
     optimizer, rate = ("adam", 0.003) if i % 3 == 2 else ("sgd", 0.1)
     if family == "lenet":
         optimizer, rate = "adam", 0.002
@@ -159,7 +161,7 @@ def _varied(i: int, data: Labelled, classes: int) -> NetworkSpec:
     )
 
 
-def _recipe(data: Labelled, optimizer: str, rate: float, *, shift: float, flip: bool) -> Recipe:
+def _recipe(data: Labelled, optimizer: Literal["sgd", "adam"], rate: float, *, shift: float, flip: bool) -> Recipe:
     return Recipe(
         epochs=min(MAX_EPOCHS, max(2.0, SEEN_IMAGES / len(data))),
         batch=64 if len(data) < 5000 else 128,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, final, get_type_hints
 
 import numpy as np
 
@@ -76,6 +77,19 @@ class Surrogate:
     """What else is needed to repeat or understand it, JSON values only."""
 
 
+class Training(TypedDict, total=False):
+    """Options of every attack that trains, see ``engine.Recipe``; its constructor takes them as ``**training``."""
+
+    epochs: float
+    learning_rate: float
+    batch: int
+    optimizer: Literal["sgd", "adam"]
+    weight_decay: float
+    one_cycle: bool
+    shift: float
+    flip: bool
+
+
 class Attack(ABC):
     """One way to steal or disguise a model. Subclasses are final; the constructor checks and stores the options."""
 
@@ -87,8 +101,46 @@ class Attack(ABC):
     """What the thief has of the victim."""
     needs_labels: ClassVar[bool]
     """Whether the thief's images must be labelled; if not, the attack does not get to see the labels."""
+    cost: ClassVar[str]
+    """What the thief pays: training, queries, in a few words."""
+    keeps: ClassVar[str]
+    """What of the victim is left in the surrogate, in a few words."""
+    recipe: ClassVar[Recipe]
+    """Defaults of ``**training``, for attacks whose constructor takes it."""
     options: Mapping[str, Any]
     """Every option that changes the result, set by the constructor."""
+
+    @classmethod
+    def parameters(cls) -> dict[str, inspect.Parameter]:
+        """Return the options of the constructor with their types and defaults, those of ``**training`` at the end."""
+        found = inspect.signature(cls, eval_str=True).parameters.values()
+        own = {parameter.name: parameter for parameter in found if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in found):
+            return own
+        kinds = get_type_hints(Training).items()
+        only = inspect.Parameter.KEYWORD_ONLY
+        return own | {
+            name: inspect.Parameter(name, only, default=getattr(cls.recipe, name), annotation=kind)
+            for name, kind in kinds
+        }
+
+    def trained_as(self, given: Training) -> dict[str, Any]:
+        """Return all options that describe training, if their values make sense: ``given`` and the class's defaults.
+
+        ``epochs`` may be 0 where that is the default.
+
+        Raises:
+            UsageError: a value is out of range.
+        """
+        options: dict[str, Any] = {name: getattr(self.recipe, name) for name in get_type_hints(Training)} | {**given}
+        epochs, batch, shift = options["epochs"], options["batch"], options["shift"]
+        enough = epochs >= 0 if self.recipe.epochs == 0 else epochs > 0
+        require(enough, "epochs", epochs, "more than 0" if self.recipe.epochs else "0 or more")
+        require(batch >= 2, "batch", batch, "2 images or more")
+        require(options["learning_rate"] > 0, "learning_rate", options["learning_rate"], "more than 0")
+        require(options["weight_decay"] >= 0, "weight_decay", options["weight_decay"], "0 or more")
+        require(0 <= shift < 1, "shift", shift, "a share of the image's size in [0, 1)")
+        return options
 
     @final
     def run(self, task: Task, folder: Path) -> Surrogate:
@@ -125,22 +177,6 @@ def require(holds: bool, option: str, value: object, expected: str) -> None:
     """
     if not holds:
         raise UsageError(f"{option} is {value}: expected {expected}")
-
-
-def checked_training(*, may_be_zero: bool = False, **options: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Return the options that describe training, if their values make sense (``epochs`` of 0: if that is allowed).
-
-    Raises:
-        UsageError: a value is out of range.
-    """
-    epochs, batch, shift = options["epochs"], options["batch"], options["shift"]
-    enough = epochs >= 0 if may_be_zero else epochs > 0
-    require(enough, "epochs", epochs, "0 or more" if may_be_zero else "more than 0")
-    require(batch >= 2, "batch", batch, "2 images or more")
-    require(options["learning_rate"] > 0, "learning_rate", options["learning_rate"], "more than 0")
-    require(options["weight_decay"] >= 0, "weight_decay", options["weight_decay"], "0 or more")
-    require(0 <= shift < 1, "shift", shift, "a share of the image's size in [0, 1)")
-    return options
 
 
 def train(

@@ -26,7 +26,7 @@ def build(name: str, options: Mapping[str, Any]) -> Attack:
         UsageError: no such attack or option, or a value that it cannot have.
     """
     kind: type[Attack] = plugins.load("attacks", name)
-    known = _parameters(kind)
+    known = kind.parameters()
     for key in options:
         if key not in known:
             raise UsageError(f"{name} has no option {key!r}: expected {_listed(known)}")
@@ -39,19 +39,13 @@ def options_of(kind: type[Attack], pairs: Sequence[str]) -> dict[str, Any]:
     Raises:
         UsageError: a text is no pair, an option is unknown or a value is not of its type.
     """
-    known, options = _parameters(kind), {}
+    known, options = kind.parameters(), {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or key not in known:
             raise UsageError(f"{pair!r} is no option of {kind.name}: expected {_listed(known)}")
         options[key] = _read(key, text, known[key].annotation)
     return options
-
-
-def _parameters(kind: type[Attack]) -> dict[str, inspect.Parameter]:
-    """Return the keyword-only parameters of the constructor, annotations evaluated."""
-    found = inspect.signature(kind, eval_str=True).parameters
-    return {name: parameter for name, parameter in found.items() if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def _listed(known: Mapping[str, inspect.Parameter]) -> str:

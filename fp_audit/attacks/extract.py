@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Unpack
 
 import numpy as np
 
-from fp_audit.attacks._base import Attack, Surrogate, Task, checked_training, require, train
+from fp_audit.attacks._base import Attack, Surrogate, Task, Training, require, train
 from fp_audit.data import Labelled
-from fp_audit.engine import top1
+from fp_audit.engine import Recipe, top1
 from fp_audit.fresh import Architecture
 from fp_audit.types import Access
 
@@ -38,6 +38,9 @@ class Extract(Attack):
     paper: ClassVar[str] = "Lukas et al., ICLR 2021"
     victim_access: ClassVar[Access] = Access.QUERIES
     needs_labels: ClassVar[bool] = False
+    cost: ClassVar[str] = "queries, and training from scratch"
+    keeps: ClassVar[str] = "its answers, not its weights"
+    recipe: ClassVar[Recipe] = Recipe(epochs=20.0, learning_rate=0.003, optimizer="adam", shift=0.1)
 
     def __init__(
         self,
@@ -45,28 +48,11 @@ class Extract(Attack):
         architecture: str = SAME,
         queries: int = 0,
         size: int = 0,
-        epochs: float = 20.0,
-        learning_rate: float = 0.003,
-        batch: int = 128,
-        optimizer: Literal["sgd", "adam"] = "adam",
-        weight_decay: float = 5e-4,
-        one_cycle: bool = True,
-        shift: float = 0.1,
-        flip: bool = False,
+        **training: Unpack[Training],
     ) -> None:
         require(queries >= 0, "queries", queries, "a number of images, or 0 for all")
         require(size >= 0, "size", size, "pixels, or 0 for the size of the images")
-        training = checked_training(
-            epochs=epochs,
-            learning_rate=learning_rate,
-            batch=batch,
-            optimizer=optimizer,
-            weight_decay=weight_decay,
-            one_cycle=one_cycle,
-            shift=shift,
-            flip=flip,
-        )
-        self.options = {"architecture": architecture, "queries": queries, "size": size, **training}
+        self.options = {"architecture": architecture, "queries": queries, "size": size, **self.trained_as(training)}
 
     def _run(self, task: Task, folder: Path) -> Surrogate:
         from fp_audit.attacks._fresh import timm_architecture

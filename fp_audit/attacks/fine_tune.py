@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Unpack
 
-from fp_audit.attacks._base import Attack, Surrogate, Task, checked_training, train
+from fp_audit.attacks._base import Attack, Surrogate, Task, Training, train
+from fp_audit.engine import Recipe
 from fp_audit.types import Access
 
 if TYPE_CHECKING:
@@ -32,31 +33,17 @@ class FineTune(Attack):
     paper: ClassVar[str] = "Uchida et al., ICMR 2017; Lukas et al., ICLR 2021"
     victim_access: ClassVar[Access] = Access.GRADIENTS
     needs_labels: ClassVar[bool] = True
+    cost: ClassVar[str] = "some epochs of training"
+    keeps: ClassVar[str] = "nearly all of its accuracy and most of its weights"
+    recipe: ClassVar[Recipe] = Recipe(epochs=5.0, learning_rate=0.001, one_cycle=False)
 
     def __init__(
         self,
         *,
         mode: Literal["ftll", "ftal", "rtll", "rtal"] = "ftal",
-        epochs: float = 5.0,
-        learning_rate: float = 0.001,
-        batch: int = 128,
-        optimizer: Literal["sgd", "adam"] = "sgd",
-        weight_decay: float = 5e-4,
-        one_cycle: bool = False,
-        shift: float = 0.0,
-        flip: bool = False,
+        **training: Unpack[Training],
     ) -> None:
-        training = checked_training(
-            epochs=epochs,
-            learning_rate=learning_rate,
-            batch=batch,
-            optimizer=optimizer,
-            weight_decay=weight_decay,
-            one_cycle=one_cycle,
-            shift=shift,
-            flip=flip,
-        )
-        self.options = {"mode": mode, **training}
+        self.options = {"mode": mode, **self.trained_as(training)}
 
     def _run(self, task: Task, folder: Path) -> Surrogate:
         from fp_audit.graph import last_layer

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Unpack
 
 import numpy as np
 
-from fp_audit.attacks._base import Attack, Surrogate, Task, checked_training, require, train
+from fp_audit.attacks._base import Attack, Surrogate, Task, Training, require, train
+from fp_audit.engine import Recipe
 from fp_audit.types import Access
 
 if TYPE_CHECKING:
@@ -32,33 +33,18 @@ class Prune(Attack):
     paper: ClassVar[str] = "Han et al., NeurIPS 2015"
     victim_access: ClassVar[Access] = Access.GRADIENTS
     needs_labels: ClassVar[bool] = True
+    cost: ClassVar[str] = "minutes; more with fine-tuning"
+    keeps: ClassVar[str] = "accuracy up to about half of the weights"
+    recipe: ClassVar[Recipe] = Recipe(epochs=0.0, learning_rate=0.001, one_cycle=False)
 
     def __init__(
         self,
         *,
         rate: float = 0.5,
-        epochs: float = 0.0,
-        learning_rate: float = 0.001,
-        batch: int = 128,
-        optimizer: Literal["sgd", "adam"] = "sgd",
-        weight_decay: float = 5e-4,
-        one_cycle: bool = False,
-        shift: float = 0.0,
-        flip: bool = False,
+        **training: Unpack[Training],
     ) -> None:
         require(0 <= rate < 1, "rate", rate, "a share in [0, 1)")
-        training = checked_training(
-            may_be_zero=True,
-            epochs=epochs,
-            learning_rate=learning_rate,
-            batch=batch,
-            optimizer=optimizer,
-            weight_decay=weight_decay,
-            one_cycle=one_cycle,
-            shift=shift,
-            flip=flip,
-        )
-        self.options = {"rate": rate, **training}
+        self.options = {"rate": rate, **self.trained_as(training)}
 
     def _run(self, task: Task, folder: Path) -> Surrogate:
         model = task.copy_of_victim()

@@ -50,6 +50,8 @@ class Quantise(Attack):
     paper: ClassVar[str] = "Jacob et al., CVPR 2018, as onnxruntime.quantization implements it"
     victim_access: ClassVar[Access] = Access.GRADIENTS
     needs_labels: ClassVar[bool] = False
+    cost: ClassVar[str] = "seconds"
+    keeps: ClassVar[str] = "accuracy within a point, weights up to rounding"
 
     def __init__(
         self, *, mode: Literal["dynamic", "static"] = "dynamic", per_channel: bool = False, calibration: int = 256

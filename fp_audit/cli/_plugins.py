@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from inspect import Parameter
 from typing import Any
 
 import click
@@ -18,9 +19,6 @@ def show(kind: str, describe: Callable[[Any], list[str]], mark: Callable[[Any], 
             click.echo(f"    {line}")
 
 
-def options_of(plugin: Any) -> str:  # noqa: ANN401
+def listed(parameters: Mapping[str, Parameter]) -> str:
     """Render the options of a plugin's constructor with their defaults."""
-    import inspect
-
-    parameters = inspect.signature(plugin).parameters.values()
-    return ", ".join(f"{parameter.name}={parameter.default}" for parameter in parameters) or "none"
+    return ", ".join(f"{name}={parameter.default}" for name, parameter in parameters.items()) or "none"

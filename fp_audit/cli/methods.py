@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import click
@@ -36,7 +37,7 @@ def _describe(method: Any) -> list[str]:  # noqa: ANN401
         f"source: {method.paper}",
         f"needs: {method.victim_access} of the victim and {data}; {method.suspect_access} of the suspect{gain}",
         f"budget: {budget}",
-        f"options: {_plugins.options_of(method)}",
+        f"options: {_plugins.listed(signature(method).parameters)}",
         f"withstands: {method.withstands}",
         f"misses: {method.misses}",
     ]

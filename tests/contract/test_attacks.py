@@ -1,7 +1,6 @@
 """What every attack must do, on every kind of victim. New attacks are picked up by themselves."""
 
 import hashlib
-import inspect
 from dataclasses import replace
 from functools import cache
 
@@ -24,7 +23,7 @@ FAST = {"epochs": 0.3, "batch": 32, "calibration": 32}
 
 
 def fast(name):
-    return {key: FAST[key] for key in inspect.signature(plugins.load("attacks", name)).parameters if key in FAST}
+    return {key: FAST[key] for key in plugins.load("attacks", name).parameters() if key in FAST}
 
 
 def hashes(path):
@@ -55,9 +54,11 @@ def test_it_says_what_it_is(name):
     assert kind.name == name
     assert kind.summary
     assert kind.paper
+    assert kind.cost
+    assert kind.keeps
     assert kind.victim_access in (Access.QUERIES, Access.GRADIENTS)
     made = build(name, {})
-    assert set(made.options) == set(inspect.signature(kind).parameters)
+    assert set(made.options) == set(kind.parameters())
     assert all(str(value) in repr(made) for value in made.options.values())
 
 
