@@ -120,7 +120,7 @@ def fit(
 
     _lay_out(network.to(device), torch.channels_last).train(parameters is None)
     trained = list(network.parameters()) if parameters is None else parameters
-    steps = _steps(recipe, len(pixels))
+    steps = steps_of(recipe, len(pixels))
     images, wanted = torch.from_numpy(pixels).to(device), torch.from_numpy(targets).to(device)
 
     def loss(view: _View) -> torch.Tensor:
@@ -176,7 +176,7 @@ def fit_many(
 
     for network in networks:
         network.to(device).train()
-    count, steps = len(networks), _steps(recipe, len(pixels))
+    count, steps = len(networks), steps_of(recipe, len(pixels))
     images = torch.from_numpy(pixels).to(device)
     wanted = torch.from_numpy(np.array(np.broadcast_to(targets, (count, len(pixels))))).to(device)
     weights, buffers = stack_module_state(list(networks))
@@ -258,7 +258,8 @@ def _descend(
     progress(what, 1.0)
 
 
-def _steps(recipe: Recipe, count: int) -> int:
+def steps_of(recipe: Recipe, count: int) -> int:
+    """Return how many steps a recipe takes on ``count`` images."""
     return max(1, round(recipe.epochs * count / recipe.batch))
 
 

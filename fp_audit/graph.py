@@ -27,6 +27,8 @@ class Use:
     """Which input of the operation it is, from 0."""
     distance: int
     """Number of operations between it and the logits."""
+    order: int
+    """When the operation ran: later ones have larger numbers."""
 
     @property
     def multiplies(self) -> bool:
@@ -85,7 +87,7 @@ def _walk(start: Any) -> Iterator[Use]:  # noqa: ANN401 (torch does not type aut
         for slot, (below, _) in enumerate(node.next_functions):
             parameter = _parameter_behind(below)
             if parameter is not None:
-                yield Use(parameter, type(node).__name__, slot, distance)
+                yield Use(parameter, type(node).__name__, slot, distance, node._sequence_nr())
             elif below is not None and below not in seen:
                 seen.add(below)
                 waiting.append((below, distance + 1))

@@ -1,15 +1,18 @@
-"""Fine-tuning: FTLL, FTAL, RTLL and RTAL."""
+"""Fine-tuning: FTLL, FTAL, RTLL, RTAL and FT(p)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Unpack
 
-from fp_audit.attacks._base import Attack, Surrogate, Task, Training, train
+from fp_audit.attacks._base import Attack, Surrogate, Task, Training, require, train
 from fp_audit.engine import Recipe
 from fp_audit.types import Access
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from fp_audit.graph import LastLayer
 
 
@@ -18,19 +21,22 @@ class FineTune(Attack):
 
     Source: the four variants of Uchida et al., "Embedding Watermarks into Deep Neural Networks" (ICMR 2017), as used
     by Lukas et al. (ICLR 2021), section 5: ``ftll`` trains the last layer only, ``ftal`` all layers; ``rtll`` and
-    ``rtal`` do the same after the last layer was drawn anew. Batches and optimiser are those of RemovalNet's
-    baseline (SGD, momentum .9, batches of 128).
+    ``rtal`` do the same after the last layer was drawn anew. ``ft`` trains the last ``share`` p of the layers (the
+    other modes ignore it): FT(p) of Yao et al., "RemovalNet" (2023), table 1, with p = .5 and .8. Batches and
+    optimiser are those of RemovalNet's baseline (SGD, momentum .9, batches of 128).
 
     Differences: Nesterov momentum; a learning rate of .001 instead of .01, at which networks whose BatchNorm was
     folded into their convolutions (most ONNX files) diverge. The last layer is found in the autograd graph
     (``graph.last_layer``), so that this works for any architecture; it is drawn anew as ``torch.nn.Linear`` draws
-    it, weight and bias uniform in +-1 / sqrt(inputs). ``ftll`` and ``rtll`` leave BatchNorm statistics and dropout
-    alone; graphs out of ONNX files have no moving statistics in any mode.
+    it, weight and bias uniform in +-1 / sqrt(inputs). RemovalNet does not say how it counts layers: here each weight
+    (two axes longer than 1) is one, in the order in which they run, and round(p x layers), at least one, are
+    trained with the biases and normalisations that run after the first of them. ``ftll``, ``rtll`` and ``ft`` with
+    p < 1 leave BatchNorm statistics and dropout alone; graphs out of ONNX files have no moving statistics in any mode.
     """
 
     name: ClassVar[str] = "fine-tune"
-    summary: ClassVar[str] = "train the last or all layers further, also after drawing the last one anew"
-    paper: ClassVar[str] = "Uchida et al., ICMR 2017; Lukas et al., ICLR 2021"
+    summary: ClassVar[str] = "train the last, some or all layers further, also after drawing the last one anew"
+    paper: ClassVar[str] = "Uchida et al., ICMR 2017; Lukas et al., ICLR 2021; RemovalNet, 2023"
     victim_access: ClassVar[Access] = Access.GRADIENTS
     needs_labels: ClassVar[bool] = True
     cost: ClassVar[str] = "some epochs of training"
@@ -40,22 +46,45 @@ class FineTune(Attack):
     def __init__(
         self,
         *,
-        mode: Literal["ftll", "ftal", "rtll", "rtal"] = "ftal",
+        mode: Literal["ftll", "ftal", "rtll", "rtal", "ft"] = "ftal",
+        share: float = 0.5,
         **training: Unpack[Training],
     ) -> None:
-        self.options = {"mode": mode, **self.trained_as(training)}
+        require(0 < share <= 1, "share", share, "a share of the layers in (0, 1]")
+        self.options = {"mode": mode, "share": share, **self.trained_as(training)}
 
     def _run(self, task: Task, folder: Path) -> Surrogate:
         from fp_audit.graph import last_layer
 
-        model = task.copy_of_victim()
-        last = last_layer(model.module, task.sample().to(task.opening.device))
-        if self.options["mode"].startswith("rt"):
+        mode, model = self.options["mode"], task.copy_of_victim()
+        images = task.sample().to(task.opening.device)
+        last = last_layer(model.module, images)
+        if mode.startswith("rt"):
             redraw(last, task.draw)
-        chosen = last.parameters if self.options["mode"].endswith("ll") else None
-        steps = train(task, model, task.data, self.options, parameters=chosen, what=self.options["mode"].upper())
+        chosen = last.parameters if mode.endswith("ll") else None
+        if mode == "ft" and self.options["share"] < 1:
+            chosen = last_share(model.module, images, self.options["share"])
+        steps = train(task, model, task.data, self.options, parameters=chosen, what=mode.upper())
         task.adapter.save(model, folder)
         return Surrogate(task.artifact.adapter, steps, facts={"last_layer": [list(p.shape) for p in last.parameters]})
+
+
+def last_share(module: nn.Module, images: torch.Tensor, share: float) -> list[nn.Parameter]:
+    """Return the parameters that are used in the last ``share`` of a network's layers, at least in one.
+
+    Args:
+        module: from images to logits.
+        images: one or a few, N x C x H x W in [0, 1], on the module's device.
+        share: in (0, 1].
+    """
+    from fp_audit.graph import uses
+
+    first: dict[nn.Parameter, int] = {}
+    for use in uses(module, images):
+        first[use.parameter] = min(use.order, first.get(use.parameter, use.order))
+    layers = sorted(order for parameter, order in first.items() if sum(size > 1 for size in parameter.shape) >= 2)
+    start = layers[-max(1, round(share * len(layers)))]
+    return [parameter for parameter, order in first.items() if order >= start]
 
 
 def redraw(layer: LastLayer, seed: int) -> None:
