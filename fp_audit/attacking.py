@@ -6,10 +6,11 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from fp_audit import data as labelled_images
 from fp_audit.alignment import align, make_probes, settle
 from fp_audit.attacks._base import Attack, Surrogate, Task
-from fp_audit.attacks._options import build
+from fp_audit.attacks._options import build, from_specs
 from fp_audit.attacks._provenance import Cost, Fidelity, Provenance, versions
 from fp_audit.data import Labelled
 from fp_audit.engine import Progress, pick_device, silent, top1
@@ -60,6 +61,7 @@ def attack(
     out: Path,
     *,
     options: Mapping[str, Any] | None = None,
+    chain: Sequence[str] = (),
     seed: int = 0,
     device: str = "auto",
     preprocess: Preprocess | None = None,
@@ -73,6 +75,7 @@ def attack(
         data: the thief's labelled images, see ``data.load``.
         out: folder to write, which must not exist or be empty. It appears complete or not at all.
         options: of the attack; the others keep their defaults.
+        chain: attacks that follow it, each on the surrogate of the one before: ``NAME:key=value``.
         seed: everything random follows from it.
         device: ``auto``, ``cpu`` or ``cuda``.
         preprocess: how the victim wants its images; found out on the data where its file does not say.
@@ -82,10 +85,10 @@ def attack(
         UsageError: an option, ``out`` or the data do not make sense.
         TargetError: the model cannot be opened or attacked in this way.
     """
-    chosen = build(name, options or {})
-    with _staged(out) as folder:
+    chosen = [build(name, options or {}), *(attack for spec in chain for attack in from_specs(spec))]
+    with staged(out) as folder:
         target = open_victim(model, data, seed=seed, device=device, preprocess=preprocess)
-        return run_attack(chosen, target, folder, seed=seed, progress=progress)
+        return run_attacks(chosen, target, folder, seed=seed, progress=progress)
 
 
 def open_victim(
@@ -111,26 +114,59 @@ def open_victim(
     return OpenVictim(artifact, kind, opening, settled.model, relabelled, data.digest)
 
 
-def run_attack(
-    attack: Attack, target: OpenVictim, folder: Path, *, seed: int = 0, progress: Progress = silent
+def run_attacks(
+    attacks: Sequence[Attack], target: OpenVictim, folder: Path, *, seed: int = 0, progress: Progress = silent
 ) -> Provenance:
-    """Run an attack on an opened victim, write surrogate and ``provenance.json`` to ``folder`` and measure it there.
+    """Run attacks one after another on an opened victim, write the last surrogate and ``provenance.json``, measure it.
+
+    Each attack after the first has the surrogate of the one before as its victim; all see the same images. Fidelity is
+    that of the last surrogate to the victim itself.
+
+    Args:
+        attacks: one or more.
+        target: the victim.
+        folder: to be filled.
+        seed: of every attack.
+        progress: told what is being done.
 
     Raises:
         UsageError: the images are too few.
         TargetError: the victim cannot be attacked in this way, or the surrogate cannot be opened.
     """
     seen, held_out = _divided(target.data, seed)
-    victim = Subject.of_artifact(target.artifact, target.adapter, target.opening).seen_as(target.model)
-    task = Task(victim, target.artifact, target.adapter, target.opening, seen, seed, progress)
     start = time.monotonic()
-    surrogate = attack.run(task, folder)
-    cost = Cost(surrogate.queries, surrogate.steps, round(time.monotonic() - start, 3))
+    made: list[Surrogate] = []
+    with TemporaryDirectory() as scratch:
+        present = replace(target, data=seen)
+        for i, attack in enumerate(attacks):
+            last = i == len(attacks) - 1
+            where = folder if last else Path(scratch) / str(i)
+            made.append(attack.run(_task(present, seed, progress), where))
+            if not last:
+                present = _surrogate_as_victim(made[-1], where, present)
+    cost = Cost(
+        sum(item.queries for item in made), sum(item.steps for item in made), round(time.monotonic() - start, 3)
+    )
     progress("measuring fidelity", 0.0)
-    fidelity = measure(folder, surrogate, target, held_out)
-    provenance = _provenance(attack, target, seed, surrogate, fidelity, cost)
+    fidelity = measure(folder, made[-1], target, held_out)
+    provenance = _provenance(attacks, target, seed, made, fidelity, cost)
     (folder / PROVENANCE).write_text(json.dumps(provenance.to_json(), indent=2, allow_nan=False) + "\n")
     return provenance
+
+
+def _task(target: OpenVictim, seed: int, progress: Progress) -> Task:
+    victim = Subject.of_artifact(target.artifact, target.adapter, target.opening).seen_as(target.model)
+    return Task(victim, target.artifact, target.adapter, target.opening, target.data, seed, progress)
+
+
+def _surrogate_as_victim(surrogate: Surrogate, folder: Path, before: OpenVictim) -> OpenVictim:
+    """Open what an attack left as the victim of the next one; its classes are known to be the victim's."""
+    located = locate_one(str(folder), SourceOptions(offline=True))
+    kind = adapter(located.artifact.adapter)
+    same = kind.name == before.adapter.name
+    opening = replace(before.opening, preprocess=surrogate.preprocess or (before.opening.preprocess if same else None))
+    model = settle(kind.load(located.artifact, opening), make_probes(before.data, seed=0)).model
+    return replace(before, artifact=located.artifact, adapter=kind, opening=opening, model=model)
 
 
 def measure(folder: Path, surrogate: Surrogate, target: OpenVictim, held_out: Labelled) -> Fidelity:
@@ -164,13 +200,18 @@ def _divided(data: Labelled, seed: int) -> tuple[Labelled, Labelled]:
 
 
 def _provenance(
-    attack: Attack, target: OpenVictim, seed: int, surrogate: Surrogate, fidelity: Fidelity, cost: Cost
+    attacks: Sequence[Attack],
+    target: OpenVictim,
+    seed: int,
+    made: Sequence[Surrogate],
+    fidelity: Fidelity,
+    cost: Cost,
 ) -> Provenance:
-    artifact, found = target.artifact, target.opening.preprocess
+    artifact, found, last = target.artifact, target.opening.preprocess, made[-1]
     files = Subject(files=artifact.files, root=artifact.root)
     return Provenance(
-        attack=attack.name,
-        options=attack.options,
+        attack="+".join(attack.name for attack in attacks),
+        options=_numbered(attacks, [attack.options for attack in attacks]),
         seed=seed,
         device=target.opening.device,
         victim={
@@ -182,9 +223,9 @@ def _provenance(
         },
         data={"name": target.data.name, "digest": target.digest, "images": len(target.data)},
         surrogate={
-            "adapter": surrogate.adapter,
-            "preprocess": surrogate.preprocess.to_json() if surrogate.preprocess else None,
-            "facts": surrogate.facts,
+            "adapter": last.adapter,
+            "preprocess": last.preprocess.to_json() if last.preprocess else None,
+            "facts": _numbered(attacks, [item.facts for item in made]),
         },
         fidelity=fidelity,
         cost=cost,
@@ -192,8 +233,15 @@ def _provenance(
     )
 
 
+def _numbered(attacks: Sequence[Attack], about: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return what is known of a single attack as it is, of several by position and name (``1.prune``)."""
+    if len(attacks) == 1:
+        return about[0]
+    return {f"{i}.{attack.name}": known for i, (attack, known) in enumerate(zip(attacks, about, strict=True), 1)}
+
+
 @contextmanager
-def _staged(out: Path) -> Iterator[Path]:
+def staged(out: Path) -> Iterator[Path]:
     """Give a folder beside ``out`` that takes its place when all went well, and vanishes otherwise.
 
     Raises:

@@ -33,6 +33,21 @@ def build(name: str, options: Mapping[str, Any]) -> Attack:
     return kind(**{key: _read(key, value, known[key].annotation) for key, value in options.items()})
 
 
+def from_specs(text: str) -> list[Attack]:
+    """Make the attacks that a text names: ``NAME:key=value``, several one after another joined by ``+``.
+
+    Raises:
+        UsageError: no such attack or option, or a value that it cannot have.
+    """
+    return [_from_spec(part.strip()) for part in text.split("+")]
+
+
+def _from_spec(text: str) -> Attack:
+    name, *pairs = text.split(":")
+    kind: type[Attack] = plugins.load("attacks", name)
+    return build(name, options_of(kind, pairs))
+
+
 def options_of(kind: type[Attack], pairs: Sequence[str]) -> dict[str, Any]:
     """Read ``key=value`` texts as options of an attack; of two with the same key the last counts.
 

@@ -27,10 +27,23 @@ from fp_audit.cli import _options, _progress
     metavar="KEY=VALUE",
     help="An option of the attack. Repeatable; see `fp-audit attacks`.",
 )
+@click.option(
+    "--chain",
+    metavar="NAME,...",
+    help="Attacks that follow NAME, each on the surrogate of the one before: fine-tune:epochs=2,quantise.",
+)
 @_options.seed
 @_options.device
 @_options.preprocess
-def command(name: str, model: str, data: str, out: Path, settings: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401
+def command(
+    name: str,
+    model: str,
+    data: str,
+    out: Path,
+    settings: tuple[str, ...],
+    chain: str | None,
+    **options: Any,  # noqa: ANN401
+) -> None:
     """Run the attack NAME on MODEL and save the surrogate as an ordinary model folder with a provenance.json."""
     from fp_audit import plugins
     from fp_audit.attacking import attack
@@ -38,9 +51,10 @@ def command(name: str, model: str, data: str, out: Path, settings: tuple[str, ..
 
     chosen = options_of(plugins.load("attacks", name), settings)
     with _progress.shown() as progress:
-        done = attack(name, model, data, out, options=chosen, progress=progress, **options)
+        after = chain.split(",") if chain else ()
+        done = attack(name, model, data, out, options=chosen, chain=after, progress=progress, **options)
     fidelity = done.fidelity
-    click.echo(f"{out}: {done.surrogate['adapter']} model made by {name}")
+    click.echo(f"{out}: {done.surrogate['adapter']} model made by {done.attack}")
     click.echo(
         f"accuracy {fidelity.accuracy:.1%} (victim {fidelity.victim_accuracy:.1%}), "
         f"agrees with the victim on {fidelity.agreement:.1%} of {fidelity.images} held-out images; "

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from attack_victims import data, digits, tensors, victim
 
-from fp_audit.attacking import attack, open_victim, run_attack
+from fp_audit.attacking import attack, open_victim, run_attacks
 from fp_audit.attacks._base import NO_LABEL, Attack, Surrogate
-from fp_audit.errors import AccessError, DataError, UsageError
+from fp_audit.errors import AccessError, DataError, PluginError, UsageError
 from fp_audit.preprocess import NAMED
 from fp_audit.types import Access
 
@@ -35,7 +35,7 @@ class Labelled(Recorder):
 def recorded(kind, tmp_path, **changes):
     made = kind()
     target = replace(open_victim(str(victim("onnx")), data()), **changes)
-    return made, target, run_attack(made, target, tmp_path / "out", seed=3)
+    return made, target, run_attacks([made], target, tmp_path / "out", seed=3)
 
 
 def test_an_attack_sees_only_what_it_declares(tmp_path):
@@ -127,3 +127,30 @@ def test_too_few_images_are_refused(tmp_path):
     with pytest.raises(DataError, match="holds 9 images: expected at least 10"):
         attack("prune", str(victim("onnx")), str(path), tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["few.npz"]
+
+
+def test_pruning_twice_is_pruning_once(tmp_path):
+    model = str(victim("onnx"))
+    attack("prune", model, data(), tmp_path / "twice", options={"rate": 0.3}, chain=["prune:rate=0.6"])
+    attack("prune", model, data(), tmp_path / "once", options={"rate": 0.6})
+    twice, once = tensors(tmp_path / "twice"), tensors(tmp_path / "once")
+    assert all(np.array_equal(twice[name], once[name]) for name in once)
+
+
+def test_a_chain_goes_on_from_the_surrogate_before(tmp_path):
+    after = ["prune:rate=0.3", "quantise:mode=static:calibration=32"]
+    done = attack("extract", str(victim("onnx")), data(), tmp_path / "out", options={"epochs": 0.3}, chain=after)
+    assert done.attack == "extract+prune+quantise"
+    assert list(done.options) == list(done.surrogate["facts"]) == ["1.extract", "2.prune", "3.quantise"]
+    assert done.options["2.prune"]["rate"] == 0.3
+    assert done.cost.queries == len(digits()) - done.fidelity.images
+    assert done.surrogate["facts"]["3.quantise"]["int8_values"] > 0
+    zeros = [np.mean(value == 0) for value in tensors(tmp_path / "out").values() if value.ndim > 1]
+    assert max(zeros) >= 0.3
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("spec", ["prune:rate", "prune:rate=2", "prun", "prune:rat=1", ""])
+def test_a_wrong_chain_is_refused_before_anything_is_done(tmp_path, spec):
+    with pytest.raises((UsageError, PluginError)):
+        attack("prune", "no-such-model", data(), tmp_path / "out", chain=[spec])

@@ -9,7 +9,7 @@ import pytest
 from attack_victims import KINDS, data, digits, folder, tensors, victim
 
 from fp_audit import plugins
-from fp_audit.attacking import attack, open_victim, run_attack
+from fp_audit.attacking import attack, open_victim, run_attacks
 from fp_audit.attacks._options import build
 from fp_audit.model import Counted, LoadOptions, as_images
 from fp_audit.preprocess import Preprocess
@@ -106,7 +106,7 @@ def test_training_depends_on_the_seed(name, kind):
 def test_queries_are_reported_truly(name, tmp_path):
     target = open_victim(str(victim("onnx")), data())
     counted = Counted(target.model)
-    provenance = run_attack(build(name, fast(name)), replace(target, model=counted), tmp_path / "out")
+    provenance = run_attacks([build(name, fast(name))], replace(target, model=counted), tmp_path / "out")
     assert counted.queries == provenance.cost.queries + provenance.fidelity.images
 
 
