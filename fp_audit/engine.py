@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 Progress = Callable[[str, float], None]
 """Told what is being done and the share of it that is done, in [0, 1]."""
 
+Loss = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+"""Takes n x C x H x W images in [0, 1] and their n targets; returns one value to descend."""
+
 
 def silent(what: str, done: float) -> None:
     """Show no progress."""
@@ -94,11 +97,12 @@ def fit(
     seed: int,
     device: str = "cpu",
     parameters: list[torch.nn.Parameter] | None = None,
+    loss: Loss | None = None,
     after_step: Callable[[], None] | None = None,
     progress: Progress = silent,
     what: str = "training",
 ) -> int:
-    """Train ``network`` in place with cross-entropy and leave it in evaluation mode.
+    """Train ``network`` in place, with cross-entropy unless told otherwise, and leave it in evaluation mode.
 
     Args:
         network: from [0, 1] images to logits.
@@ -108,6 +112,7 @@ def fit(
         seed: order of the images and augmentation follow from it.
         device: where.
         parameters: train only these; all by default. BatchNorm statistics move only if all are trained.
+        loss: instead of the cross-entropy of the network's answers; then ``targets`` may be any N rows.
         after_step: called after each step, for example to keep a pruning mask.
         progress: told the share of steps done.
         what: first argument of ``progress``.
@@ -123,12 +128,15 @@ def fit(
     steps = steps_of(recipe, len(pixels))
     images, wanted = torch.from_numpy(pixels).to(device), torch.from_numpy(targets).to(device)
 
-    def loss(view: _View) -> torch.Tensor:
+    def entropy(batch: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(network(batch), labels)
+
+    def measured(view: _View) -> torch.Tensor:
         batch = _seen(images, view, recipe).contiguous(memory_format=torch.channels_last)
         with _precision(device):
-            return cross_entropy(network(batch), wanted[view.chosen.to(device)])
+            return (loss or entropy)(batch, wanted[view.chosen.to(device)])
 
-    losses = map(loss, _views(pixels.shape, recipe, steps, seed))
+    losses = map(measured, _views(pixels.shape, recipe, steps, seed))
     _descend(trained, losses, recipe, steps, seed=seed, after_step=after_step, progress=progress, what=what)
     _lay_out(network, torch.contiguous_format).eval()
     return steps

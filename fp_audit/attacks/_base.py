@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, final, get_
 import numpy as np
 
 from fp_audit.data import Labelled
-from fp_audit.engine import Progress, Recipe, fit, silent
+from fp_audit.engine import Loss, Progress, Recipe, fit, silent
 from fp_audit.errors import UsageError
 from fp_audit.model import Adapter, Counted, LoadOptions, WhiteBox, as_images
 from fp_audit.preprocess import Preprocess
@@ -185,11 +185,15 @@ def train(
     data: Labelled,
     options: Mapping[str, Any],
     *,
+    targets: np.ndarray | None = None,
     parameters: list[torch.nn.Parameter] | None = None,
+    loss: Loss | None = None,
     after_step: Callable[[], None] | None = None,
     what: str,
 ) -> int:
     """Train a model as the attack's options say; arguments as for ``engine.fit``. Returns the number of steps.
+
+    ``targets`` are by default the labels of ``data``.
 
     Raises:
         UsageError: the training diverged.
@@ -198,11 +202,12 @@ def train(
     steps = fit(
         model.module,
         data.pixels,
-        data.labels,
+        data.labels if targets is None else targets,
         Recipe(**{name: value for name, value in options.items() if name in names}),
         seed=task.seed,
         device=task.opening.device,
         parameters=parameters,
+        loss=loss,
         after_step=after_step,
         progress=task.progress,
         what=what,
