@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn.utils import prune as reference
 
 from fp_audit.attacking import attack
-from fp_audit.attacks.prune import pruner
+from fp_audit.attacks.prune import Prune, Pruner, gradually, planned
+from fp_audit.errors import UsageError
 
 
 def weights(path):
@@ -21,7 +22,7 @@ def test_it_prunes_what_torch_prunes(rate):
     theirs.load_state_dict(ours.state_dict())
     chosen = [layer.weight for layer in ours]
     count = int(rate * sum(weight.numel() for weight in chosen))
-    pruner(chosen, count)()
+    Pruner(chosen).choose(count)
     reference.global_unstructured([(layer, "weight") for layer in theirs], reference.L1Unstructured, amount=count)
     for ours_layer, theirs_layer in zip(ours, theirs, strict=True):
         assert torch.equal(ours_layer.weight, theirs_layer.weight)
@@ -30,7 +31,7 @@ def test_it_prunes_what_torch_prunes(rate):
 
 def test_of_equal_weights_exactly_as_many_go():
     weight = nn.Parameter(torch.ones(10, 10))
-    pruner([weight], 37)()
+    Pruner([weight]).choose(37)
     assert (weight == 0).sum() == 37
 
 
@@ -56,3 +57,37 @@ def test_a_rate_of_zero_is_a_copy(tmp_path):
     assert all(np.array_equal(before[name], after[name]) for name in before)
     assert provenance.fidelity.agreement == 1.0
     assert provenance.cost.steps == 0
+
+
+def test_the_schedule_is_cubic():
+    assert [planned(step, 100, 1000) for step in (0, 15, 30, 45, 60, 75, 100)] == [0, 488, 784, 936, 992, 1000, 1000]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 100])
+def test_what_was_pruned_stays_pruned_and_the_rate_is_reached(steps):
+    generator, zeros = torch.Generator().manual_seed(0), []
+    weight = nn.Parameter(torch.randn(20, 20, generator=generator))
+    after_step, gone = gradually(Pruner([weight]), 300, steps), torch.zeros(20, 20, dtype=torch.bool)
+    for _ in range(steps):
+        with torch.no_grad():
+            weight += 0.1 * torch.randn(20, 20, generator=generator)
+        after_step()
+        assert (weight[gone] == 0).all()
+        gone = weight == 0
+        zeros.append(int(gone.sum()))
+    assert zeros[-1] == 300
+    assert len(set(zeros)) >= min(20, steps // 2)
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "onnx"])
+def test_pruned_step_by_step_exactly_the_share_that_was_asked_for_is_zero(kind, tmp_path):
+    options = {"rate": 0.7, "schedule": "iterative", "epochs": 2, "batch": 64, "learning_rate": 0.02}
+    provenance = attack("prune", str(victim(kind)), data(), tmp_path / "out", options=options)
+    values = np.concatenate([weight.ravel() for weight in weights(tmp_path / "out")])
+    assert (values == 0).sum() == int(0.7 * len(values))
+    assert provenance.fidelity.accuracy > 0.9
+
+
+def test_step_by_step_without_steps_is_refused():
+    with pytest.raises(UsageError, match=r"epochs is 0.0: expected more than 0 for schedule=iterative"):
+        Prune(schedule="iterative")
