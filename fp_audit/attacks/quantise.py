@@ -1,44 +1,43 @@
-"""Quantisation to 8 bits through onnxruntime."""
+"""Quantisation to 8 bits through onnxruntime, and rounding to 16 bits."""
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
 from fp_audit.attacks._base import Attack, Surrogate, Task, require
+from fp_audit.attacks._export import as_onnx, quietly
 from fp_audit.errors import UnsupportedModel
 from fp_audit.model import as_images
 from fp_audit.preprocess import Preprocess, affine_map
-from fp_audit.types import Access, Images, InputSpec, Pixels
+from fp_audit.types import Access, Images, Pixels
 
 if TYPE_CHECKING:
     import onnx
-    import torch
-
-OPSET = 20
-"""Of exported graphs: what torch's exporter writes without converting versions."""
+    from torch import nn
 
 _BATCH = 32
 """Images in one batch of calibration."""
 
 
 class Quantise(Attack):
-    """Turns the victim into an ONNX file with 8 bit weights.
+    """Stores the weights in 8 bits, as an ONNX file, or rounds them to 16 bits.
 
     Source: onnxruntime.quantization. ``dynamic``: weights are stored in 8 bits, the scale of activations is found
     anew for every input. ``static``: QDQ form, activation scales from the smallest and largest values that
     ``calibration`` of the thief's images give. A victim that is no ONNX file is exported first, its network alone,
     as such files on hubs are: how images are preprocessed is then no longer stated.
+
+    ``fp16`` and ``bf16``: every weight is rounded to the nearest number that IEEE half precision or bfloat16 holds, and
+    saved by the victim's own adapter, which computes in float32 as before: what a half precision copy loses in its
+    weights, without what arithmetic in half precision would lose on top. Values too large for fp16 are refused.
 
     Defaults: signed weights and activations (dynamic activations are unsigned), one scale a tensor
     (``per_channel``: one an output channel). Differences: onnxruntime's graph optimisation beforehand is left out, and
@@ -46,7 +45,7 @@ class Quantise(Attack):
     """
 
     name: ClassVar[str] = "quantise"
-    summary: ClassVar[str] = "store weights (and compute) in 8 bits, as an ONNX file"
+    summary: ClassVar[str] = "store weights (and compute) in 8 bits, as an ONNX file, or round them to 16"
     paper: ClassVar[str] = "Jacob et al., CVPR 2018, as onnxruntime.quantization implements it"
     victim_access: ClassVar[Access] = Access.GRADIENTS
     needs_labels: ClassVar[bool] = False
@@ -54,18 +53,34 @@ class Quantise(Attack):
     keeps: ClassVar[str] = "accuracy within a point, weights up to rounding"
 
     def __init__(
-        self, *, mode: Literal["dynamic", "static"] = "dynamic", per_channel: bool = False, calibration: int = 256
+        self,
+        *,
+        mode: Literal["dynamic", "static", "fp16", "bf16"] = "dynamic",
+        per_channel: bool = False,
+        calibration: int = 256,
     ) -> None:
         require(calibration > 0, "calibration", calibration, "a number of images above 0")
         self.options = {"mode": mode, "per_channel": per_channel, "calibration": calibration}
 
     def _run(self, task: Task, folder: Path) -> Surrogate:
+        if self.options["mode"] in ("fp16", "bf16"):
+            return self._to_16_bits(task, folder)
+        return self._to_8_bits(task, folder)
+
+    def _to_16_bits(self, task: Task, folder: Path) -> Surrogate:
+        model = task.copy_of_victim()
+        changed = round_weights(model.module, self.options["mode"])
+        task.adapter.save(model, folder)
+        task.progress("rounding", 1.0)
+        return Surrogate(task.artifact.adapter, facts={"rounded_values": changed})
+
+    def _to_8_bits(self, task: Task, folder: Path) -> Surrogate:
         import onnx
 
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-        with tempfile.TemporaryDirectory() as scratch, _quietly():
+        with tempfile.TemporaryDirectory() as scratch, quietly():
             source, output = Path(scratch) / "float.onnx", folder / "model.onnx"
-            model, preprocess, exporter = _as_onnx(task)
+            model, preprocess, exporter = as_onnx(task)
             task.progress("quantising", 0.3)
             del model.graph.value_info[:]
             onnx.save(model, source)
@@ -77,6 +92,29 @@ class Quantise(Attack):
                 _static(source, output, batches, per_channel=self.options["per_channel"])
             task.progress("quantising", 1.0)
         return Surrogate("onnx", preprocess=preprocess, facts={"exporter": exporter, **_sizes(output)})
+
+
+def round_weights(module: nn.Module, precision: Literal["fp16", "bf16"]) -> int:
+    """Round the parameters and floating point buffers of a network to 16 bits and return how many values changed.
+
+    Raises:
+        UnsupportedModel: a value is too large.
+    """
+    import torch
+
+    half, changed = torch.float16 if precision == "fp16" else torch.bfloat16, 0
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            if not tensor.is_floating_point():
+                continue
+            rounded = tensor.to(half).to(tensor.dtype)
+            if (rounded.isinf() & tensor.isfinite()).any():
+                raise UnsupportedModel(
+                    f"{name} holds values beyond the largest of {precision}, {torch.finfo(half).max:g}"
+                )
+            changed += int((rounded != tensor).sum())
+            tensor.copy_(rounded)
+    return changed
 
 
 def _dynamic(source: Path, output: Path, *, per_channel: bool) -> None:
@@ -111,93 +149,6 @@ def _batches(model: onnx.ModelProto, pixels: Pixels, preprocess: Preprocess) -> 
             yield {fed.name: prepare(as_images(block)).astype(np.float32, copy=False)}
 
 
-@runtime_checkable
-class _Exportable(Protocol):
-    """What the models of torch adapters offer beyond ``WhiteBox``."""
-
-    @property
-    def network(self) -> torch.nn.Module:
-        """The bare network, without its preprocessing."""
-
-    @property
-    def preprocess(self) -> Preprocess:
-        """How images in [0, 1] become its input."""
-
-    @property
-    def spec(self) -> InputSpec:
-        """See ``BlackBox.spec``."""
-
-
-def _as_onnx(task: Task) -> tuple[onnx.ModelProto, Preprocess, str]:
-    """Return the victim's graph, how it wants its images, and who wrote it: ``none`` where it is an ONNX file already.
-
-    Raises:
-        UnsupportedModel: the victim is neither an ONNX file nor a torch network.
-    """
-    if task.artifact.path.suffix == ".onnx":
-        import onnx
-
-        return onnx.load(task.artifact.path), task.opening.preprocess or Preprocess(), "none"
-    model = task.adapter.load_white(task.artifact, replace(task.opening, device="cpu"))
-    if not isinstance(model, _Exportable):
-        raise UnsupportedModel(f"{task.artifact.target}: the {task.adapter.name} adapter gives no network to export")
-    height, width = model.spec.height, model.spec.width
-    size = (height or task.data.pixels.shape[2], width or task.data.pixels.shape[3])
-    graph, exporter = export(model.network, (model.spec.channels, *size))
-    return graph, model.preprocess, exporter
-
-
-def export(network: torch.nn.Module, shape: tuple[int, int, int]) -> tuple[onnx.ModelProto, str]:
-    """Export a network to ONNX, opset ``OPSET``, with any number of images.
-
-    Args:
-        network: from N x C x H x W to logits.
-        shape: C, H, W.
-
-    Returns:
-        The graph, and ``dynamo``; or ``legacy (reason)`` where torch's current exporter fails.
-    """
-    import onnx
-    import torch
-
-    sample = torch.zeros(2, *shape)
-    names: dict[str, Any] = {
-        "input_names": ["pixel_values"],
-        "output_names": ["logits"],
-        "opset_version": OPSET,
-        "verbose": False,
-    }
-    bare = _logits_only(network)
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "model.onnx"
-        try:
-            axes: Any = ({0: torch.export.Dim("batch")},)
-            torch.onnx.export(bare, (sample,), path, dynamo=True, external_data=False, dynamic_shapes=axes, **names)
-            exporter = "dynamo"
-        except torch.onnx.OnnxExporterError as error:
-            axes = {"pixel_values": {0: "batch"}, "logits": {0: "batch"}}
-            torch.onnx.export(bare, (sample,), path, dynamo=False, dynamic_axes=axes, **names)
-            exporter = f"legacy ({str(error).partition(chr(10))[0]})"
-        return onnx.load(path), exporter
-
-
-def _logits_only(network: torch.nn.Module) -> torch.nn.Module:
-    """Wrap a network whose answer has other parts than the logits, as those of transformers do."""
-    import torch
-
-    class LogitsOnly(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-            answer = self.network(pixel_values)
-            logits: torch.Tensor = answer if isinstance(answer, torch.Tensor) else answer.logits
-            return logits
-
-    return LogitsOnly().eval()
-
-
 def _sizes(path: Path) -> dict[str, int]:
     """Count the stored values of a graph, and those of them that have 8 bits.
 
@@ -212,15 +163,3 @@ def _sizes(path: Path) -> dict[str, int]:
     if not any(tensor.dims for tensor in small):
         raise UnsupportedModel("onnxruntime found nothing in the graph that it quantises")
     return {"values": values, "int8_values": int8}
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Silence what the exporter and the quantiser log and warn about; what matters comes as an exception."""
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)

@@ -4,11 +4,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from attack_victims import data, victim
+from attack_victims import KINDS, data, tensors, victim
 from onnx import TensorProto
 
 from fp_audit.attacking import attack
-from fp_audit.attacks.quantise import _sizes
+from fp_audit.attacks.quantise import _sizes, round_weights
 from fp_audit.errors import UnsupportedModel
 
 WEIGHTS = {"huggingface": 20_000, "onnx": 6_700}
@@ -84,3 +84,32 @@ def test_a_graph_without_weights_is_refused(tmp_path):
     onnx.save(onnx.helper.make_model(graph), tmp_path / "m.onnx")
     with pytest.raises(UnsupportedModel, match="nothing in the graph that it quantises"):
         _sizes(tmp_path / "m.onnx")
+
+
+def nearest(values, digits, least):
+    """Round to a significand of ``digits`` bits (ties to even) and an exponent of at least ``least``, in float64."""
+    exponent = np.maximum(np.floor(np.log2(np.where(values == 0, 1.0, np.abs(values.astype(np.float64))))), least)
+    unit = 2.0 ** (exponent - digits + 1)
+    return np.where(values == 0, 0.0, np.rint(values.astype(np.float64) / unit) * unit).astype(np.float32)
+
+
+@pytest.mark.parametrize(("mode", "digits", "least"), [("fp16", 11, -14), ("bf16", 8, -126)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_are_rounded_to_16_bits(kind, mode, digits, least, tmp_path):
+    provenance = attack("quantise", str(victim(kind)), data(), tmp_path / "out", options={"mode": mode})
+    before, after = tensors(victim(kind)), tensors(tmp_path / "out")
+    floats = [name for name in before if before[name].dtype == np.float32]
+    for name in floats:
+        np.testing.assert_array_equal(after[name], nearest(before[name], digits, least))
+    count = sum(int((before[name] != after[name]).sum()) for name in floats)
+    assert provenance.surrogate == {"adapter": kind, "preprocess": None, "facts": {"rounded_values": count}}
+    assert count > 6_000
+    assert provenance.fidelity.agreement > 0.95
+
+
+def test_what_half_precision_cannot_hold_is_refused():
+    layer = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(layer.weight, 1e5)
+    with pytest.raises(UnsupportedModel, match="weight holds values beyond the largest of fp16, 65504"):
+        round_weights(layer, "fp16")
+    assert round_weights(layer, "bf16") > 0
