@@ -42,6 +42,9 @@ SEED_SHARE = 0.2
 TRIES = 5
 """Most seeds searched from for each query that is asked for."""
 
+HOPELESS = 2
+"""Batches without a conferrable image after which the search is given up."""
+
 SCREENED = 4
 """Seeds looked at for each one that is searched from."""
 
@@ -72,7 +75,8 @@ class Cem(Queried):
     right, so that *adversarial* means that its label has changed; those with the largest Surr_t (1 - Ref_t) for a
     wrong class t come first (the paper draws them at random), these classes in turn; those that a short attack on the
     victim alone cannot take over its boundary are left out; at most five seeds for each query are searched from, and
-    a tenth of the budget is the least to be content with; among images that pass, the classes of the key take turns,
+    a tenth of the budget is the least to be content with, and the search ends early where two batches give
+    none; among images that pass, the classes of the key take turns,
     the largest Surr_t (1 - Ref_t) of each first; with ``early`` an image is finished as soon as it passes. The networks
     differ in their seeds only, as in the paper's CIFAR-10 experiments.
 
@@ -176,7 +180,7 @@ class Cem(Queried):
         kept = found.at_least(least)
         if len(kept) < max(1, budget / 10):
             raise NotApplicable(
-                f"only {len(kept)} of {len(seeds)} images became conferrable (the best to "
+                f"only {len(kept)} of {len(found)} images became conferrable (the best to "
                 f"{found.conferrability.max(initial=0.0):.2f}; {least} is asked for); try beta and gamma 0.1, a larger "
                 "epsilon or a smaller conferrability"
             )
@@ -197,9 +201,10 @@ class Cem(Queried):
     def _found(
         self, sides: Sides, pixels: Pixels, classes: int, rng: np.random.Generator, progress: Progress
     ) -> Candidates:
-        """Search from one batch of seeds after the other until enough are conferrable, or there are no more."""
+        """Search from one batch of seeds after the other until enough are conferrable, or there is no hope of more."""
         found, total = Candidates.none(pixels), len(pixels)
-        while len(found) < total:
+        hopeless = HOPELESS * self.options["batch"]
+        while len(found) < total and (len(found) < hopeless or found.at_least(self.options["conferrability"])):
             part = pixels[len(found) :][: self.options["batch"]]
             told = portion(progress, len(found) / total, len(part) / total)
             found = found.joined(self._search(sides, part, rng, told))

@@ -467,6 +467,11 @@ def test_nothing_conferrable_is_said():
         generate(shelf=Shelf(shift=0.0))
 
 
+def test_a_search_without_hope_is_given_up():
+    with pytest.raises(NotApplicable, match=r"only 0 of 8 images became conferrable"):
+        generate(shelf=Shelf(shift=0.0), batch=4)
+
+
 def test_a_victim_that_is_never_right_is_said():
     wrong = Labelled(DATA.pixels, (DATA.labels + 1) % 3, None, "wrong")
     with pytest.raises(NotApplicable, match="only 0 of 0 images"):
