@@ -36,6 +36,9 @@ HELD_OUT = 0.2
 """Share of the images on which fidelity is measured; the attack never sees them."""
 MAX_HELD_OUT = 2000
 
+DRAW = 0
+"""Seed of what a surrogate with random preprocessing draws while it is measured, all images in one query."""
+
 LEAST_ACCURACY = 0.8
 """Probe accuracy assumed of a victim when its classes are matched with the data's: it must reach half of that."""
 
@@ -98,7 +101,7 @@ def open_victim(
     located = locate_one(model, SourceOptions())
     artifact = located.source.fetch(located.artifact)
     kind = adapter(artifact.adapter)
-    opening = LoadOptions(pick_device(device), preprocess=preprocess)
+    opening = LoadOptions(pick_device(device), preprocess=preprocess, seed=seed)
     opened = kind.load(artifact, opening)
     if isinstance(data, str):
         size = (opened.spec.height, opened.spec.width) if opened.spec.height and opened.spec.width else None
@@ -172,6 +175,9 @@ def _surrogate_as_victim(surrogate: Surrogate, folder: Path, before: OpenVictim)
 def measure(folder: Path, surrogate: Surrogate, target: OpenVictim, held_out: Labelled) -> Fidelity:
     """Open a saved surrogate as a scan would, and compare its answers with the truth and the victim's.
 
+    One that is random is measured in a draw that anybody can repeat (``DRAW``); the draws that a scan sees give other
+    fidelities, within the error of so many images.
+
     Raises:
         TargetError: it cannot be opened.
     """
@@ -180,7 +186,7 @@ def measure(folder: Path, surrogate: Surrogate, target: OpenVictim, held_out: La
         raise TargetError(f"saved for the {surrogate.adapter} adapter, but {located.artifact.adapter} claims it")
     alike = surrogate.adapter == target.adapter.name
     known = surrogate.preprocess or (target.opening.preprocess if alike else None)
-    options = LoadOptions(target.opening.device if alike else "cpu", preprocess=known)
+    options = LoadOptions(target.opening.device if alike else "cpu", preprocess=known, seed=DRAW)
     opened = adapter(surrogate.adapter).load(located.artifact, options)
     truth = held_out.labels
     answers, _ = top1(target.model, held_out.pixels)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from fp_audit import plugins
+from fp_audit.augmentation import plain
 from fp_audit.model import Adapter, LoadOptions, WhiteBox, as_images
 from fp_audit.subject import file_digests
 from fp_audit.types import Artifact, Pixels
@@ -54,6 +55,7 @@ class Architecture:
         all those of a graph out of an ONNX file: three axes or more as He, two as Glorot, vectors that
         multiply become 1 and vectors that are added 0; a single value is structure and stays. Statistics of
         BatchNormalization in an ONNX file become mean 0 and variance 1 for good: such a graph does not normalise.
+        A random preprocessing that the folder states is left out.
 
         Args:
             seed: the weights follow from it. They are drawn on the CPU: the same for every device.
@@ -65,7 +67,7 @@ class Architecture:
         adapter: Adapter = plugins.load("adapters", self.adapter)()
         with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            artifact = self.artifact
+            artifact = plain(self.artifact)
             if artifact.path.suffix == ".onnx":
                 artifact = _without_statistics(artifact, Path(scratch))
             model = adapter.load_white(artifact, replace(self.opening, device="cpu"))

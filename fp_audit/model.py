@@ -3,7 +3,8 @@
 A method sees a ``BlackBox`` (images in, answers out) or a ``WhiteBox`` (also a torch module, activations and
 tensors). Adapters make them; wrappers change what is seen without touching the model underneath:
 ``Counted`` counts queries, ``Memoised`` answers a repeated batch from memory, ``Finite`` refuses NaN, ``TopK`` and
-``LabelOnly`` hide what an API would hide, ``Reordered`` brings a suspect's classes into the victim's order.
+``LabelOnly`` hide what an API would hide, ``Reordered`` brings a suspect's classes into the victim's order,
+``Randomised`` puts the random preprocessing in front that a model folder states.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fp_audit import augmentation
+from fp_audit.augmentation import Augmentation
 from fp_audit.errors import CorruptModel
 from fp_audit.preprocess import Preprocess
 from fp_audit.types import Access, Artifact, Images, InputSpec, Listing, OutputKind, Outputs, Skipped
@@ -95,13 +98,16 @@ class LoadOptions:
     """Threads of one operator; None leaves the library's choice."""
     preprocess: Preprocess | None = None
     """Overrules what the file states."""
+    seed: int | None = None
+    """What a model with random preprocessing draws follows from it, query after query; None: never the same twice."""
 
 
 class Adapter(ABC):
     """How one kind of model file is recognised, opened and saved. Subclasses are final.
 
     ``claim`` runs in the parent process on names and JSON alone; ``tensors``, ``load`` and ``load_white``
-    run in a child when the model is a suspect's.
+    run in a child when the model is a suspect's. The random preprocessing that a folder may state (see
+    ``augmentation``) is none of a subclass's business: ``load``, ``load_white`` and ``save`` see to it.
     """
 
     name: ClassVar[str]
@@ -122,17 +128,43 @@ class Adapter(ABC):
     def tensors(self, artifact: Artifact) -> dict[str, NDArray[Any]]:
         """Read every tensor of a fetched artifact, int8 ones dequantised, without building the model."""
 
-    @abstractmethod
+    @final
     def load(self, artifact: Artifact, options: LoadOptions) -> BlackBox | Unprepared:
         """Open a fetched artifact for queries."""
+        opened, random = self._load(artifact, options), augmentation.stated(artifact)
+        if random is None:
+            return opened
+        if isinstance(opened, Unprepared):
+            return _UnpreparedRandomised(opened, random, options.seed)
+        return Randomised(opened, random, options.seed)
 
-    @abstractmethod
+    @final
     def load_white(self, artifact: Artifact, options: LoadOptions) -> WhiteBox:
         """Open a fetched artifact with gradients. Where the file does not state its preprocessing, ``options`` must."""
+        opened, random = self._load_white(artifact, options), augmentation.stated(artifact)
+        return opened if random is None else RandomisedWhite(opened, random, options.seed)
 
-    @abstractmethod
+    @final
     def save(self, model: WhiteBox, folder: Path) -> None:
         """Write a model that this adapter opened, with its present weights, as an ordinary model folder."""
+        (folder / augmentation.FILE).unlink(missing_ok=True)
+        if isinstance(model, RandomisedWhite):
+            self._save(model.inner, folder)
+            model.augmentation.save(folder)
+        else:
+            self._save(model, folder)
+
+    @abstractmethod
+    def _load(self, artifact: Artifact, options: LoadOptions) -> BlackBox | Unprepared:
+        """Do the work of ``load``."""
+
+    @abstractmethod
+    def _load_white(self, artifact: Artifact, options: LoadOptions) -> WhiteBox:
+        """Do the work of ``load_white``."""
+
+    @abstractmethod
+    def _save(self, model: WhiteBox, folder: Path) -> None:
+        """Do the work of ``save``."""
 
 
 def target_of(listing: Listing, entry: str, alone: bool) -> str:
@@ -269,6 +301,69 @@ class Reordered(_Wrapper):
     def predict(self, images: Images) -> Outputs:
         """See ``BlackBox.predict``."""
         return np.ascontiguousarray(self._model.predict(images)[:, self._order])
+
+
+class Randomised(_Wrapper):
+    """Shows the model underneath every image through a random preprocessing, drawn anew for each query."""
+
+    def __init__(self, model: BlackBox, random: Augmentation, seed: int | None) -> None:
+        super().__init__(model)
+        self.augmentation = random
+        self._draws = np.random.default_rng(seed)
+
+    def predict(self, images: Images) -> Outputs:
+        """See ``BlackBox.predict``."""
+        return self._model.predict(self.augmentation.apply(images, self._draws))
+
+
+@final
+class _UnpreparedRandomised(Unprepared):
+    """A random model whose own, fixed preprocessing is not known yet."""
+
+    def __init__(self, model: Unprepared, random: Augmentation, seed: int | None) -> None:
+        self._model, self._random, self._seed = model, random, seed
+
+    @property
+    def spec(self) -> InputSpec:
+        """See ``Unprepared.spec``."""
+        return self._model.spec
+
+    def with_preprocess(self, preprocess: Preprocess) -> BlackBox:
+        """See ``Unprepared.with_preprocess``. The random one comes before it."""
+        return Randomised(self._model.with_preprocess(preprocess), self._random, self._seed)
+
+
+@final
+class RandomisedWhite(Randomised):
+    """The same around a model that can be opened. Satisfies ``WhiteBox``."""
+
+    def __init__(self, model: WhiteBox, random: Augmentation, seed: int | None) -> None:
+        from fp_audit.augmented import Augmented
+
+        super().__init__(model, random, seed)
+        self.inner = model
+        self._module = Augmented(model.module, random, self._draws)
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """See ``WhiteBox.module``. Two passes never see the same images."""
+        return self._module.eval()
+
+    def layers(self) -> tuple[str, ...]:
+        """See ``WhiteBox.layers``."""
+        return self.inner.layers()
+
+    def activations(self, images: Images, layer: str) -> NDArray[np.float32]:
+        """See ``WhiteBox.activations``."""
+        return self.inner.activations(self.augmentation.apply(images, self._draws), layer)
+
+    def activate(self, images: torch.Tensor, layer: str) -> torch.Tensor:
+        """See ``WhiteBox.activate``."""
+        return self.inner.activate(self.augmentation.apply_torch(images, self._draws), layer)
+
+    def tensors(self) -> Mapping[str, NDArray[Any]]:
+        """See ``WhiteBox.tensors``."""
+        return self.inner.tensors()
 
 
 def as_probabilities(answers: Outputs, kind: OutputKind) -> Outputs:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import PurePosixPath
 
-from fp_audit import plugins
+from fp_audit import augmentation, plugins
 from fp_audit.errors import TargetError, UnsupportedModel, UsageError
 from fp_audit.model import Adapter
 from fp_audit.sources._base import Source, SourceOptions
@@ -105,9 +105,18 @@ def _claimed(listing: Listing, source: Source) -> list[Artifact | Skipped]:
     """Let every adapter look for its models in a listing; say why if none finds one."""
     found: list[Artifact | Skipped] = []
     for name in plugins.names("adapters"):
-        found.extend(adapter(name).claim(listing, lambda path: source.read(listing, path)))
+        claimed = adapter(name).claim(listing, lambda path: source.read(listing, path))
+        found.extend(item if isinstance(item, Skipped) else _with_augmentation(item, listing) for item in claimed)
     found.extend(_unclaimed(listing, found))
     return found
+
+
+def _with_augmentation(artifact: Artifact, listing: Listing) -> Artifact:
+    """Add the description of a random preprocessing to a model's files, where its folder holds one."""
+    files = {file.path: file for file in listing.files}
+    folder = _folder(artifact.entry) if artifact.entry in files else artifact.entry
+    stated = files.get(str(PurePosixPath(folder, augmentation.FILE)))
+    return artifact if stated is None else replace(artifact, files=(*artifact.files, stated))
 
 
 def _unclaimed(listing: Listing, found: list[Artifact | Skipped]) -> list[Skipped]:

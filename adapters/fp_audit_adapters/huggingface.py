@@ -92,13 +92,13 @@ class HuggingFaceAdapter(Adapter):
         """See ``Adapter.tensors``. Half precision becomes float32; 8 bit floats are left out."""
         return read_tensors(safetensors_paths(artifact))
 
-    def load(self, artifact: Artifact, options: LoadOptions) -> TorchModel | Unprepared:
+    def _load(self, artifact: Artifact, options: LoadOptions) -> TorchModel | Unprepared:
         """See ``Adapter.load``. Raises as ``load_white``."""
         model = _open(artifact, options)
         stated = model.recipe["processor"] is not None or options.preprocess is not None
         return model if stated else _UnpreparedModel(model)
 
-    def load_white(self, artifact: Artifact, options: LoadOptions) -> TorchModel:
+    def _load_white(self, artifact: Artifact, options: LoadOptions) -> TorchModel:
         """See ``Adapter.load_white``.
 
         Raises:
@@ -107,12 +107,12 @@ class HuggingFaceAdapter(Adapter):
             CorruptModel: the configuration and the tensors do not fit each other.
             UsageError: neither the folder nor ``options`` says how images are preprocessed.
         """
-        model = self.load(artifact, options)
+        model = self._load(artifact, options)
         if isinstance(model, Unprepared):
             raise UsageError(f"{artifact.target} has no {PROCESSOR}: say how images are preprocessed")
         return model
 
-    def save(self, model: WhiteBox, folder: Path) -> None:
+    def _save(self, model: WhiteBox, folder: Path) -> None:
         """See ``Adapter.save``: loads again here and with transformers' ``from_pretrained``.
 
         Raises:

@@ -64,18 +64,18 @@ class OnnxAdapter(Adapter):
 
         return tensors(_read(artifact))
 
-    def load(self, artifact: Artifact, options: LoadOptions) -> BlackBox | Unprepared:
+    def _load(self, artifact: Artifact, options: LoadOptions) -> BlackBox | Unprepared:
         """See ``Adapter.load``."""
         opened = _Session(artifact, options)
         return opened if options.preprocess is None else opened.with_preprocess(options.preprocess)
 
-    def load_white(self, artifact: Artifact, options: LoadOptions) -> WhiteBox:
+    def _load_white(self, artifact: Artifact, options: LoadOptions) -> WhiteBox:
         """See ``Adapter.load_white``."""
         if options.preprocess is None:
             raise UsageError(f"{artifact.target} does not say how images are preprocessed: pass --preprocess or --data")
         return OnnxWhiteBox(artifact, options.preprocess, options.device)
 
-    def save(self, model: WhiteBox, folder: Path) -> None:
+    def _save(self, model: WhiteBox, folder: Path) -> None:
         """Write ``model.onnx`` with the present weights."""
         if not isinstance(model, OnnxWhiteBox):
             raise UsageError("the onnx adapter saves only models that it opened")

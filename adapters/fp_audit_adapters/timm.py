@@ -83,11 +83,11 @@ class TimmAdapter(Adapter):
         """See ``Adapter.tensors``. Half precision becomes float32; 8 bit floats are left out."""
         return read_tensors(safetensors_paths(artifact))
 
-    def load(self, artifact: Artifact, options: LoadOptions) -> TorchModel:
+    def _load(self, artifact: Artifact, options: LoadOptions) -> TorchModel:
         """See ``Adapter.load``."""
-        return self.load_white(artifact, options)
+        return self._load_white(artifact, options)
 
-    def load_white(self, artifact: Artifact, options: LoadOptions) -> TorchModel:
+    def _load_white(self, artifact: Artifact, options: LoadOptions) -> TorchModel:
         """See ``Adapter.load_white``.
 
         Raises:
@@ -113,7 +113,7 @@ class TimmAdapter(Adapter):
             device=options.device,
         )
 
-    def save(self, model: WhiteBox, folder: Path) -> None:
+    def _save(self, model: WhiteBox, folder: Path) -> None:
         """See ``Adapter.save``: loads again here and with timm's ``local-dir:``.
 
         Raises:

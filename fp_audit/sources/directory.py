@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fp_audit import augmentation
 from fp_audit.errors import UnavailableTarget
 from fp_audit.sources._base import MAX_SMALL_FILE, Source, check_small
 from fp_audit.sources._names import is_local
@@ -117,7 +118,7 @@ def _walk(root: str) -> Iterator[File | _Refused]:
 
 
 def _beside(model: Path) -> Iterator[File | _Refused]:
-    """Visit a lone model and the data files beside it whose names begin with its name.
+    """Visit a lone model, the data files beside it whose names begin with its name, and ``augmentation.json``.
 
     The model itself may be a link to anywhere, because it was named by the user; the data files may not.
     """
@@ -125,7 +126,7 @@ def _beside(model: Path) -> Iterator[File | _Refused]:
     try:
         with os.scandir(model.parent) as entries:
             for entry in entries:
-                if entry.name.startswith(model.name) and not entry.is_dir(follow_symlinks=False):
+                if entry.name.startswith((model.name, augmentation.FILE)) and not entry.is_dir(follow_symlinks=False):
                     yield from _look(entry, entry.name, allowed)
     except OSError as error:
         yield _Refused(model.name, f"its folder cannot be read: {error.strerror}")
