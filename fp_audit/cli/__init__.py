@@ -16,6 +16,7 @@ COMMANDS = (
     "scan",
     "compare",
     "attack",
+    "stress",
     "victims",
     "methods",
     "attacks",

@@ -150,7 +150,7 @@ def _exit_code(report: Report, fail_on: str, *, strict: bool) -> int:
 
 
 def _dry_run(targets: tuple[str, ...], options: ScanOptions) -> int:
-    from fp_audit.reports.table import printable
+    from fp_audit.reports._text import printable
     from fp_audit.targets import Located, locate
 
     total = models = 0

@@ -6,16 +6,9 @@ import io
 from typing import ClassVar
 
 from fp_audit.reports._base import Format, Report
+from fp_audit.reports._text import STYLES, p_text, printable
 from fp_audit.types import Verdict
 
-_STYLES = {
-    Verdict.IDENTICAL: "bold red",
-    Verdict.DERIVED: "bold red",
-    Verdict.SUSPECTED: "yellow",
-    Verdict.COMMON_ANCESTOR: "yellow",
-    Verdict.INDEPENDENT: "green",
-    Verdict.INCONCLUSIVE: "magenta",
-}
 _ORDER = list(Verdict)
 
 
@@ -39,27 +32,15 @@ class Table(Format):
             table.add_column(heading, no_wrap=heading in ("VERDICT", "p"), overflow="fold")
         table.add_column("WHY: the target ...", ratio=1, overflow="fold")
         for finding in sorted(report.findings, key=lambda item: _ORDER.index(item.verdict)):
-            row = [Text(finding.verdict, _STYLES[finding.verdict]), Text(printable(finding.target))]
+            row = [Text(finding.verdict, STYLES[finding.verdict]), Text(printable(finding.target))]
             row += [Text(printable(finding.victim))] if several else []
-            table.add_row(*row, Text(_p(finding.p_value)), Text(printable(finding.reason)))
+            table.add_row(*row, Text(p_text(finding.p_value)), Text(printable(finding.reason)))
         for item in report.skipped:
             row = [Text("skipped", "magenta"), Text(printable(item.target)), *([Text("")] if several else [])]
             table.add_row(*row, Text("-"), Text(printable(item.reason)))
         console.print(table)
         console.print(Text("\n" + _summary(report)))
         return stream.getvalue()
-
-
-def printable(text: str) -> str:
-    """Make a name or a message from a model harmless for a terminal: one line, no control characters, no end."""
-    shown = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
-    return shown if len(shown) <= 300 else shown[:297] + "..."
-
-
-def _p(p: float | None) -> str:
-    if p is None:
-        return "-"
-    return "<1e-16" if p < 1e-16 else f"{p:.2g}"
 
 
 def _summary(report: Report) -> str:
