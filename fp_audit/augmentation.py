@@ -74,21 +74,19 @@ class Augmentation(ABC):
     @final
     def apply(self, images: Images, draws: np.random.Generator) -> Images:
         """Transform N x C x H x W images, each in its own way."""
-        rows, columns = self.draw(len(images), images.shape[2], images.shape[3], draws)
-        moved = np.take_along_axis(images, rows.clip(0)[:, None, :, None], axis=2)
-        moved = np.take_along_axis(moved, columns.clip(0)[:, None, None, :], axis=3)
-        return np.where(_lit(rows, columns), moved, np.float32(0.0))
+        place, lit = _flat(*self.draw(len(images), images.shape[2], images.shape[3], draws))
+        moved = np.take_along_axis(images.reshape(*images.shape[:2], place.shape[2]), place, axis=2)
+        return np.where(lit, moved, np.float32(0.0)).reshape(images.shape)
 
     @final
     def apply_torch(self, images: torch.Tensor, draws: np.random.Generator) -> torch.Tensor:
         """Do the same to a tensor; gradients flow."""
         import torch
 
-        rows, columns = self.draw(len(images), images.shape[2], images.shape[3], draws)
-        lit = torch.from_numpy(_lit(rows, columns)).to(images.device)
-        down, across = (torch.from_numpy(index.clip(0)).to(images.device) for index in (rows, columns))
-        moved = images.take_along_dim(down[:, None, :, None], dim=2).take_along_dim(across[:, None, None, :], dim=3)
-        return moved.where(lit, 0.0)
+        drawn = _flat(*self.draw(len(images), images.shape[2], images.shape[3], draws))
+        place, lit = (torch.from_numpy(part).to(images.device) for part in drawn)
+        pixels = images.flatten(2)
+        return pixels.gather(2, place.expand(pixels.shape)).where(lit, 0.0).view(images.shape)
 
     @final
     def to_json(self) -> dict[str, Any]:
@@ -101,9 +99,12 @@ class Augmentation(ABC):
         (folder / FILE).write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
-def _lit(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Say which pixels come from somewhere, n x 1 x H x W."""
-    return np.asarray((rows >= 0)[:, None, :, None] & (columns >= 0)[:, None, None, :])
+def _flat(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return where each pixel of n images comes from and whether it does, both n x 1 x (H W)."""
+    (count, height), width = rows.shape, columns.shape[1]
+    place = rows.clip(0)[:, :, None] * width + columns.clip(0)[:, None, :]
+    lit = (rows >= 0)[:, :, None] & (columns >= 0)[:, None, :]
+    return place.reshape(count, 1, height * width), lit.reshape(count, 1, height * width)
 
 
 @final

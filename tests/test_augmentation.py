@@ -1,6 +1,7 @@
 """The random preprocessing that a model folder may state, against Alg. 1 and the adapters."""
 
 import json
+import shutil
 from fractions import Fraction
 from math import floor
 
@@ -353,6 +354,12 @@ def test_a_lone_file_brings_what_its_folder_states(folder):
     found = locate_one(str(path), SourceOptions()).artifact
     assert found.target == str(path)
     assert isinstance(opened(path), Randomised)
+
+
+def test_it_comes_along_from_a_hub(folder, hub):
+    shutil.copytree(folder("onnx", STRONG), hub.folder / "thief" / "random")
+    located = locate_one("thief/random", SourceOptions())
+    assert stated(located.source.fetch(located.artifact)) == STRONG
 
 
 def test_what_another_folder_states_does_not_matter(folder, tmp_path):
