@@ -14,9 +14,12 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+from fp_audit.attacking import open_victim
+from fp_audit.attacks._base import Task
 from fp_audit.data import Labelled
 from fp_audit.engine import Recipe, fit
 from fp_audit.sources._base import SourceOptions
+from fp_audit.subject import Subject
 from fp_audit.targets import adapter, locate_one
 from fp_audit_adapters._torchvision import ensure_torchvision
 
@@ -114,6 +117,13 @@ def _onnx(path: Path) -> None:
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         verbose=False,
     )
+
+
+def task_for(kind: str, seed: int = 0) -> Task:
+    """Return what an attack on a victim works on, all images and their true labels included."""
+    target = open_victim(str(victim(kind)), data())
+    subject = Subject.of_artifact(target.artifact, target.adapter, target.opening).seen_as(target.model)
+    return Task(subject, target.artifact, target.adapter, target.opening, target.data, seed)
 
 
 def tensors(path: Path) -> dict[str, np.ndarray]:

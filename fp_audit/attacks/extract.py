@@ -1,41 +1,40 @@
-"""Extraction through labels: a new network learns the victim's answers."""
+"""Extraction by asking: a new network learns the victim's answers."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Unpack
-
-import numpy as np
+from typing import Any, ClassVar, Unpack
 
 from fp_audit.attacks._base import Attack, Surrogate, Task, Training, require, train
-from fp_audit.data import Labelled
-from fp_audit.engine import Recipe, top1
-from fp_audit.fresh import Architecture
+from fp_audit.attacks._fresh import SAME, chosen_network, student
+from fp_audit.attacks._start import pretrained
+from fp_audit.attacks._theft import Answers, ask, check_budget, drawn
+from fp_audit.engine import Recipe
+from fp_audit.subject import file_digests
 from fp_audit.types import Access
-
-SAME = "same"
-
-MIN_SIZE = 64
-"""Pixels a side to which smaller images are enlarged for timm's networks, which shrink them 32 times."""
 
 
 class Extract(Attack):
-    """Trains a network from scratch on the thief's images and the labels that the victim gives them.
+    """Trains a network on the thief's images and the victim's answers to them; the true labels are never seen.
 
-    Source: "retraining" of Lukas et al. (ICLR 2021), eq. 10, S <- Train(M, D), with top-1 labels; the true labels are
-    never seen. ``architecture`` is ``same`` (the victim's, every weight drawn anew, see ``fresh.Architecture``)
-    or any name that timm knows. Each of ``queries`` images (0: all) is shown to the victim once; a shifted or
-    flipped copy keeps its label and costs no query.
+    Source: Lukas et al. (ICLR 2021), appendix A.5.1. With ``answers`` ``labels`` it is "retraining", eq. 10,
+    S <- Train(M, D) on top-1 labels; with ``probabilities`` the extraction of Jagielski et al. (USENIX Security 2020),
+    eq. 11 and 12: on the soft labels p_i^(1/T) / sum_j p_j^(1/T), T = ``temperature``, softmax(z / T) where the victim
+    shows logits z. Of a victim that shows k probabilities the others count as 0; one that shows labels only gives
+    one-hot rows. Each of ``queries`` images (0: all) is shown to the victim once; a shifted or flipped copy keeps its
+    label and costs no query.
 
-    Differences: Adam with a one-cycle schedule (peak .003) instead of a schedule for each architecture.
-    ``size`` (timm only) is the side to which images are resized; 0 keeps theirs, but enlarges those below
-    ``MIN_SIZE``. The saved folder states it.
+    ``architecture`` and ``size``: see ``_fresh.chosen_network``. ``start`` names instead the folder of a model that
+    was trained elsewhere, from which training starts ("transfer learning" there); its last layer is drawn anew if it
+    has not as many classes as the victim.
+
+    Differences: Adam with a one-cycle schedule (peak .003) instead of a schedule for each architecture; T is 1, as
+    the paper names none.
     """
 
     name: ClassVar[str] = "extract"
-    summary: ClassVar[str] = "train a new network, of the same or another architecture, on the victim's labels"
-    paper: ClassVar[str] = "Lukas et al., ICLR 2021"
+    summary: ClassVar[str] = "train a new or a pre-trained network on the victim's labels or probabilities"
+    paper: ClassVar[str] = "Lukas et al., ICLR 2021; Jagielski et al., USENIX Security 2020"
     victim_access: ClassVar[Access] = Access.QUERIES
     needs_labels: ClassVar[bool] = False
     cost: ClassVar[str] = "queries, and training from scratch"
@@ -48,30 +47,32 @@ class Extract(Attack):
         architecture: str = SAME,
         queries: int = 0,
         size: int = 0,
+        answers: Answers = "labels",
+        temperature: float = 1.0,
+        start: str = "",
         **training: Unpack[Training],
     ) -> None:
-        require(queries >= 0, "queries", queries, "a number of images, or 0 for all")
-        require(size >= 0, "size", size, "pixels, or 0 for the size of the images")
-        self.options = {"architecture": architecture, "queries": queries, "size": size, **self.trained_as(training)}
+        require(temperature > 0, "temperature", temperature, "more than 0")
+        require(not start or architecture == SAME, "architecture", architecture, f"none beside start={start}")
+        self.options = {
+            **chosen_network(architecture, size),
+            "queries": check_budget(queries),
+            "answers": answers,
+            "temperature": temperature,
+            "start": start,
+            **self.trained_as(training),
+        }
 
     def _run(self, task: Task, folder: Path) -> Surrogate:
-        from fp_audit.attacks._fresh import timm_architecture
-
-        shown = self._chosen(task)
-        labels, classes = top1(task.victim.black_box(), shown.pixels, task.progress)
-        if self.options["architecture"] == SAME:
-            own = Architecture(task.adapter.name, task.artifact, task.opening)
-            model, adapter = own.fresh(seed=task.draw, sample=shown.pixels[:2]), task.adapter
+        options, facts = self.options, dict[str, Any]()
+        shown = drawn(task.data, options["queries"], task.seed)
+        victim = task.victim.black_box()
+        targets, classes = ask(victim, shown.pixels, options["answers"], options["temperature"], task.progress)
+        if options["start"]:
+            model, adapter, artifact = pretrained(task, options["start"], classes)
+            facts["start"] = {path.name: file_digests(path)["sha256"] for path in artifact.local_files()}
         else:
-            size = self.options["size"] or max(MIN_SIZE, *shown.pixels.shape[2:])
-            model, adapter = timm_architecture(self.options["architecture"], task, classes=classes, size=size)
-        labelled = replace(shown, labels=labels)
-        steps = train(task, model, labelled, self.options, what="training on the victim's labels")
+            model, adapter = student(task, options, classes)
+        steps = train(task, model, shown, options, targets=targets, what="training on the victim's answers")
         adapter.save(model, folder)
-        return Surrogate(adapter.name, steps)
-
-    def _chosen(self, task: Task) -> Labelled:
-        """Draw the images that the budget allows."""
-        budget = self.options["queries"] or len(task.data)
-        order = np.random.default_rng(task.seed).permutation(len(task.data))
-        return task.data.take(np.sort(order[:budget]))
+        return Surrogate(adapter.name, steps, facts=facts)
