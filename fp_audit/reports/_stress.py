@@ -200,33 +200,29 @@ def _cell(item: Evidence | None, alpha: float) -> dict[str, str]:
     }
 
 
+AROUND = ((5, 3), (5, -10), (-11, 3), (-11, -10))
+"""Where the numbers of points stand, in turn, so that those of neighbours stay apart: offsets in points."""
+
+
 def _plot(stress: Stress) -> str:
-    """Draw fidelity (accuracy kept) against detection (-log10 p), as SVG."""
+    """Draw fidelity (accuracy) against detection (-log10 p), as SVG; numbers are those of the rows of the heat map."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     with mpl.rc_context({"svg.hashsalt": "fp-audit", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(8, 4.2), layout="constrained")
         axes = figure.add_subplot()
-        for trial in stress.trials:
-            if trial.finding is None or trial.finding.p_value is None:
-                continue
+        for i, trial in enumerate(stress.trials):
             for finding, marker, colour in ((trial.finding, "o", "#1f4e79"), (trial.answers, "x", "#c0504d")):
                 if finding is not None and finding.p_value is not None:
-                    axes.plot(trial.accuracy, _strength(finding.p_value), marker, color=colour)
-            axes.annotate(
-                printable(trial.attack)[:40],
-                (trial.accuracy, _strength(trial.finding.p_value)),
-                xytext=(5, 3),
-                textcoords="offset points",
-                fontsize=8,
-                parse_math=False,
-            )
+                    point = trial.accuracy, _strength(finding.p_value)
+                    axes.plot(*point, marker, color=colour)
+                    axes.annotate(str(i + 1), point, xytext=AROUND[i % 4], textcoords="offset points", color=colour)
         axes.axhline(_strength(stress.alpha), color="#888888", linestyle="--", linewidth=1)
         axes.set_xlabel("accuracy of the surrogate")
         axes.set_ylabel("detection: -log10 p (at most 16)")
         axes.set_title("dots: all that a scan sees; crosses: answers only; dashed: detected above", fontsize=9)
-        axes.margins(x=0.25, y=0.1)
+        axes.margins(x=0.1, y=0.1)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None})
     drawn = stream.getvalue()
