@@ -10,6 +10,7 @@ Start reading here:
 - ``audit``          the driver: one model down the access ladder, all outcomes to verdicts
 - ``registration``   ``register``: fingerprints, independents, nulls
 - ``attacking``      ``attack``: surrogates to try the fingerprints on
+- ``stressing``      ``stress``: all attacks against all fingerprints of a victim
 - ``fingerprints/``  one method a file; ``attacks/`` one attack a file; ``sources/``, ``reports/``, ``cli/`` likewise
 - ``model``          the one interface of all models; ``adapters/fp_audit_adapters`` makes them
 - ``calibrate``      scores to p-values to verdicts
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from fp_audit.scanning import ScanOptions as ScanOptions
     from fp_audit.scanning import compare as compare
     from fp_audit.scanning import scan as scan
+    from fp_audit.stressing import StressOptions as StressOptions
+    from fp_audit.stressing import stress as stress
     from fp_audit.types import Finding as Finding
     from fp_audit.types import Skipped as Skipped
     from fp_audit.types import Verdict as Verdict
@@ -43,6 +46,7 @@ _HOMES = {
     "Plan": "registration",
     "ScanOptions": "scanning",
     "Skipped": "types",
+    "StressOptions": "stressing",
     "Verdict": "types",
     "abilities": "registration",
     "attack": "attacking",
@@ -50,6 +54,7 @@ _HOMES = {
     "load": "loading",
     "register": "registration",
     "scan": "scanning",
+    "stress": "stressing",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605 (kept equal to the imports above by tests/test_public.py)
