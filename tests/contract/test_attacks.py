@@ -18,7 +18,7 @@ from fp_audit.targets import adapter, locate_one
 from fp_audit.types import Access
 
 ATTACKS = plugins.names("attacks")
-FAST = {"epochs": 0.3, "batch": 32, "calibration": 32, "rounds": 1, "iterations": 5}
+FAST = {"epochs": 0.3, "batch": 32, "calibration": 32, "rounds": 1, "steps": 3, "iterations": 5}
 """Options that make an attack quick, for attacks that have them."""
 
 
