@@ -268,6 +268,32 @@ def _fold(graph: Graph, layer: NodeProto, norm: NodeProto, rows: list[tuple[str,
     graph.model.graph.node.remove(norm)
 
 
+def with_outputs(graph: Graph, classes: int, rng: np.random.Generator) -> None:
+    """Give a graph ``classes`` logits: its last layer is drawn anew, uniform in +-1 / sqrt(inputs).
+
+    Raises:
+        UnsupportedModel: the logits do not come straight from a Gemm or MatMul.
+    """
+    output = graph.model.graph.output[0]
+    makers = {name: node for node in graph.model.graph.node for name in node.output}
+    node, places = makers.get(output.name), list[tuple[str, int]]()
+    while node is not None and node.op_type in ("Add", "Identity", "Softmax", "LogSoftmax"):
+        held = [name for name in node.input if name in graph.stored]
+        places += [(name, graph.stored[name].ndim - 1) for name in held]
+        node = makers.get(next(name for name in node.input if name not in held))
+    rows = graph.rows(node) if node is not None and node.op_type in ("Gemm", "MatMul") else []
+    if not rows:
+        raise UnsupportedModel("the graph has no linear layer straight before its logits: its classes are fixed")
+    weight, axis = rows[0]
+    bound = graph.stored[weight].shape[1 - axis] ** -0.5
+    for name, along in rows + places:
+        shape = list(graph.stored[name].shape)
+        shape[along] = classes
+        graph.stored[name] = rng.uniform(-bound, bound, shape).astype(graph.stored[name].dtype)
+    del output.type.tensor_type.shape.dim[1:]
+    output.type.tensor_type.shape.dim.add().dim_value = classes
+
+
 def _times(value: NDArray[Any], factors: NDArray[np.float64], axis: int) -> NDArray[Any]:
     """Multiply along an axis."""
     shape = [-1 if i == axis else 1 for i in range(value.ndim)]

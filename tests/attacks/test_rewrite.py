@@ -3,7 +3,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fp_audit.attacks._rewrite import Graph, fold, permute, rescale
+from fp_audit.attacks._rewrite import Graph, fold, permute, rescale, with_outputs
 from fp_audit.errors import UnsupportedModel
 
 RNG = np.random.default_rng(0)
@@ -170,6 +170,24 @@ def test_a_folded_normalisation_gives_the_same_answers(kind, bias):
     changed = graph.written()
     assert [node.op_type for node in changed.graph.node] == [kind, "Relu"]
     np.testing.assert_allclose(run(changed, shape), run(model, shape), rtol=1e-4, atol=1e-4)
+
+
+def test_a_last_layer_gets_another_number_of_outputs():
+    nodes = [("Gemm", "x w", "h", {"transB": 1}), ("MatMul", "h v", "m", {}), ("Add", "b m", "y", {})]
+    model = made(nodes, (4,), w=drawn(6, 4), v=drawn(6, 10), b=drawn(10))
+    graph = Graph(model)
+    with_outputs(graph, 3, np.random.default_rng(0))
+    assert run(graph.written(), (4,)).shape == (3, 3)
+    assert graph.stored["v"].shape == (6, 3)
+    assert abs(graph.stored["v"]).max() <= 6**-0.5
+    assert abs(graph.stored["b"]).max() <= 6**-0.5
+    np.testing.assert_array_equal(graph.stored["w"], numpy_helper.to_array(model.graph.initializer[0]))
+
+
+def test_a_last_layer_that_is_not_linear_is_refused():
+    model, _ = gated()
+    with pytest.raises(UnsupportedModel, match="no linear layer straight before its logits"):
+        with_outputs(Graph(model), 3, np.random.default_rng(0))
 
 
 def test_a_graph_with_control_flow_is_refused():
