@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from fp_audit.attacks._base import Task
+from fp_audit.augmentation import plain, stated
 from fp_audit.errors import UnsupportedModel
 from fp_audit.preprocess import Preprocess
 from fp_audit.types import InputSpec
@@ -41,17 +42,21 @@ class _Exportable(Protocol):
         """See ``BlackBox.spec``."""
 
 
-def as_onnx(task: Task) -> tuple[onnx.ModelProto, Preprocess, str]:
+def as_onnx(task: Task, folder: Path) -> tuple[onnx.ModelProto, Preprocess, str]:
     """Return the victim's graph, how it wants its images, and who wrote it: ``none`` where it is an ONNX file already.
+
+    A random preprocessing of the victim is stated in ``folder``, the surrogate's.
 
     Raises:
         UnsupportedModel: the victim is neither an ONNX file nor a torch network.
     """
+    if random := stated(task.artifact):
+        random.save(folder)
     if task.artifact.path.suffix == ".onnx":
         import onnx
 
         return onnx.load(task.artifact.path), task.opening.preprocess or Preprocess(), "none"
-    model = task.adapter.load_white(task.artifact, replace(task.opening, device="cpu"))
+    model = task.adapter.load_white(plain(task.artifact), replace(task.opening, device="cpu"))
     if not isinstance(model, _Exportable):
         raise UnsupportedModel(f"{task.artifact.target}: the {task.adapter.name} adapter gives no network to export")
     height, width = model.spec.height, model.spec.width

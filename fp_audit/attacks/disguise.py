@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -13,8 +14,7 @@ from fp_audit.attacks._base import Attack, Surrogate, Task, require
 from fp_audit.attacks._export import as_onnx, quietly
 from fp_audit.attacks._rewrite import Graph, fold, permute, rescale
 from fp_audit.errors import UnsupportedModel
-from fp_audit.model import Adapter, LoadOptions, as_images
-from fp_audit.preprocess import Preprocess
+from fp_audit.model import Adapter, as_images
 from fp_audit.types import Access, Artifact, File
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Disguise(Attack):
         import onnx
 
         with quietly():
-            model, preprocess, exporter = as_onnx(task)
+            model, preprocess, exporter = as_onnx(task, folder)
             exported, kind, rng = exporter != "none", self.options["kind"], np.random.default_rng(task.draw)
             graph, changed = Graph(model), 0
             if kind == "permute":
@@ -102,12 +102,12 @@ class Disguise(Attack):
         """Write an ONNX victim's weights in another way."""
         import onnx
 
-        model = onnx.load(task.artifact.path)
+        model, preprocess, _ = as_onnx(task, folder)
         outside = self.options["kind"] == "reshard"
         changed = len(model.graph.initializer) if outside else store_as_double(model)
         data = {"save_as_external_data": True, "location": "model.onnx.data", "size_threshold": 0} if outside else {}
         onnx.save(model, folder / "model.onnx", **data)
-        return Surrogate("onnx", preprocess=task.opening.preprocess or Preprocess(), facts={"places": changed})
+        return Surrogate("onnx", preprocess=preprocess, facts={"places": changed})
 
     def _saved_otherwise(self, task: Task, folder: Path) -> Surrogate:
         """Write a safetensors victim's weights in another way."""
@@ -157,7 +157,7 @@ def check_answers(task: Task, folder: Path, surrogate: Surrogate) -> None:
     entry = "model.onnx" if surrogate.adapter == "onnx" else "."
     saved = Artifact(str(folder), surrogate.adapter, files, entry, folder)
     images = as_images(task.data.pixels[:_COMPARED])
-    opening = LoadOptions(task.opening.device, preprocess=surrogate.preprocess or task.opening.preprocess)
+    opening = replace(task.opening, preprocess=surrogate.preprocess or task.opening.preprocess)
     expected = task.copy_of_victim().predict(images)
     answers = adapter.load_white(saved, opening).predict(images)
     difference = float(np.abs(answers - expected).max() / np.abs(expected).max())

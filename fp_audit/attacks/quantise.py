@@ -80,7 +80,7 @@ class Quantise(Attack):
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         with tempfile.TemporaryDirectory() as scratch, quietly():
             source, output = Path(scratch) / "float.onnx", folder / "model.onnx"
-            model, preprocess, exporter = as_onnx(task)
+            model, preprocess, exporter = as_onnx(task, folder)
             task.progress("quantising", 0.3)
             del model.graph.value_info[:]
             onnx.save(model, source)

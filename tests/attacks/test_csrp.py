@@ -127,3 +127,16 @@ def test_a_random_victim_can_be_registered_and_asked(tmp_path, monkeypatch):
     made = register(Plan(str(tmp_path / "random"), "owner", data(), methods=("negatives-logits",), device="cpu"))
     assert made.probes.accuracy < 1
     assert len(digits()) > len(made.fingerprints["negatives-logits"].arrays["queries"]) > 0
+
+
+@pytest.mark.parametrize("kind", ["onnx", "huggingface"])
+@pytest.mark.parametrize(
+    "after", ["quantise:mode=static:calibration=32", "disguise:kind=export", "disguise:kind=reshard"]
+)
+def test_what_comes_after_keeps_the_randomness(kind, after, tmp_path):
+    if (kind, after) == ("onnx", "disguise:kind=export"):
+        after = "disguise:kind=permute"
+    attack("csrp", str(victim(kind)), data(), tmp_path / "out", chain=[after])
+    alone, chained = tmp_path / "alone", tmp_path / "out"
+    attack("csrp", str(victim(kind)), data(), alone)
+    assert (chained / "augmentation.json").read_text() == (alone / "augmentation.json").read_text()
