@@ -243,7 +243,10 @@ class Uap(Method):
         workshop: Workshop,
     ) -> Weights:
         """Train the encoder to tell the views of the victim and its surrogates (0) from those of independents (1)."""
-        answers = (ask(model, views.pixels, pattern) for model in (*stolen, *innocent))
+        models, answers = (*stolen, *innocent), list[Outputs]()
+        for model in models:
+            workshop.progress("asking the networks", len(answers) / len(models))
+            answers.append(ask(model, views.pixels, pattern))
         labels = np.repeat([0, 1], [len(stolen), len(innocent)])
         return train_encoder(
             np.concatenate([fingerprints(each, views.picks) for each in answers]),
