@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fp_audit import data as labelled_images
 from fp_audit.alignment import align, make_probes, settle
@@ -23,7 +24,7 @@ from fp_audit.attacks._provenance import Cost, Fidelity, Provenance, versions
 from fp_audit.data import Labelled
 from fp_audit.engine import Progress, pick_device, silent, top1
 from fp_audit.errors import DataError, NotApplicable, TargetError, UsageError
-from fp_audit.model import Adapter, BlackBox, LoadOptions
+from fp_audit.model import Adapter, BlackBox, LoadOptions, Reordered
 from fp_audit.preprocess import Preprocess
 from fp_audit.sources._base import SourceOptions
 from fp_audit.subject import Subject
@@ -144,9 +145,11 @@ def run_attacks(
         for i, attack in enumerate(attacks):
             last = i == len(attacks) - 1
             where = folder if last else Path(scratch) / str(i)
-            made.append(attack.run(_task(present, seed, progress), where))
+            surrogate = attack.run(_task(present, seed, progress), where)
+            made.append(replace(surrogate, order=_composed(made[-1].order if made else None, surrogate.order)))
             if not last:
-                present = _surrogate_as_victim(made[-1], where, present)
+                data = replace(seen, labels=_renumbered(seen.labels, made[-1].order))
+                present = _surrogate_as_victim(made[-1], where, replace(present, data=data))
     cost = Cost(
         sum(item.queries for item in made), sum(item.steps for item in made), round(time.monotonic() - start, 3)
     )
@@ -162,8 +165,18 @@ def _task(target: OpenVictim, seed: int, progress: Progress) -> Task:
     return Task(victim, target.artifact, target.adapter, target.opening, target.data, seed, progress)
 
 
+def _composed(before: tuple[int, ...] | None, order: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Return the order of a surrogate's classes in terms of the first victim; see ``Surrogate.order``."""
+    return before if order is None else tuple(before[i] for i in order) if before else order
+
+
+def _renumbered(labels: NDArray[np.int64], order: tuple[int, ...] | None) -> NDArray[np.int64]:
+    """Turn the victim's labels into places among a surrogate's outputs."""
+    return labels if order is None else np.argsort(order)[labels]
+
+
 def _surrogate_as_victim(surrogate: Surrogate, folder: Path, before: OpenVictim) -> OpenVictim:
-    """Open what an attack left as the victim of the next one; its classes are known to be the victim's."""
+    """Open what an attack left as the victim of the next one, whose data are labelled in its order already."""
     located = locate_one(str(folder), SourceOptions(offline=True))
     kind = adapter(located.artifact.adapter)
     same = kind.name == before.adapter.name
@@ -192,7 +205,10 @@ def measure(folder: Path, surrogate: Surrogate, target: OpenVictim, held_out: La
     answers, _ = top1(target.model, held_out.pixels)
     victim_accuracy = float((answers == truth).mean())
     probes = make_probes(held_out, seed=0, accuracy=victim_accuracy)
-    stolen, _ = top1(settle(opened, probes).model, held_out.pixels)
+    model = settle(opened, probes).model
+    if surrogate.order is not None:
+        model = Reordered(model, np.argsort(surrogate.order), None)
+    stolen, _ = top1(model, held_out.pixels)
     return Fidelity(float((stolen == truth).mean()), victim_accuracy, float((stolen == answers).mean()), len(held_out))
 
 

@@ -73,6 +73,8 @@ class Surrogate:
     """Images shown to the victim; counted by ``Attack.run``. Who holds the weights asks nobody: 0."""
     preprocess: Preprocess | None = None
     """How it wants its images, where the victim's files say it and its own cannot."""
+    order: tuple[int, ...] | None = None
+    """Its output i is the victim's class ``order[i]``; None: the same classes in the same places."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What else is needed to repeat or understand it, JSON values only."""
 

@@ -272,26 +272,49 @@ def with_outputs(graph: Graph, classes: int, rng: np.random.Generator) -> None:
     """Give a graph ``classes`` logits: its last layer is drawn anew, uniform in +-1 / sqrt(inputs).
 
     Raises:
+        UnsupportedModel: see ``last_places``.
+    """
+    places = last_places(graph)
+    weight, axis = places[0]
+    bound = graph.stored[weight].shape[1 - axis] ** -0.5
+    for name, along in places:
+        shape = list(graph.stored[name].shape)
+        shape[along] = classes
+        graph.stored[name] = rng.uniform(-bound, bound, shape).astype(graph.stored[name].dtype)
+    output = graph.model.graph.output[0]
+    del output.type.tensor_type.shape.dim[1:]
+    output.type.tensor_type.shape.dim.add().dim_value = classes
+
+
+def reorder(graph: Graph, rng: np.random.Generator) -> tuple[int, ...]:
+    """Put the classes into a random order and return it: output i is what output ``order[i]`` was.
+
+    Raises:
+        UnsupportedModel: see ``last_places``.
+    """
+    places = last_places(graph)
+    order = rng.permutation(graph.stored[places[0][0]].shape[places[0][1]])
+    for name, axis in places:
+        graph.stored[name] = graph.stored[name].take(order, axis)
+    return tuple(order.tolist())
+
+
+def last_places(graph: Graph) -> list[tuple[str, int]]:
+    """Return where the classes are in the layer that makes the logits: its weight first, then its biases.
+
+    Raises:
         UnsupportedModel: the logits do not come straight from a Gemm or MatMul.
     """
-    output = graph.model.graph.output[0]
     makers = {name: node for node in graph.model.graph.node for name in node.output}
-    node, places = makers.get(output.name), list[tuple[str, int]]()
+    node, biases = makers.get(graph.model.graph.output[0].name), list[tuple[str, int]]()
     while node is not None and node.op_type in ("Add", "Identity", "Softmax", "LogSoftmax"):
         held = [name for name in node.input if name in graph.stored]
-        places += [(name, graph.stored[name].ndim - 1) for name in held]
+        biases += [(name, graph.stored[name].ndim - 1) for name in held]
         node = makers.get(next(name for name in node.input if name not in held))
     rows = graph.rows(node) if node is not None and node.op_type in ("Gemm", "MatMul") else []
     if not rows:
         raise UnsupportedModel("the graph has no linear layer straight before its logits: its classes are fixed")
-    weight, axis = rows[0]
-    bound = graph.stored[weight].shape[1 - axis] ** -0.5
-    for name, along in rows + places:
-        shape = list(graph.stored[name].shape)
-        shape[along] = classes
-        graph.stored[name] = rng.uniform(-bound, bound, shape).astype(graph.stored[name].dtype)
-    del output.type.tensor_type.shape.dim[1:]
-    output.type.tensor_type.shape.dim.add().dim_value = classes
+    return rows + biases
 
 
 def _times(value: NDArray[Any], factors: NDArray[np.float64], axis: int) -> NDArray[Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from fp_audit import plugins
 from fp_audit.attacks._base import Attack, Surrogate, Task, require
 from fp_audit.attacks._export import as_onnx, quietly
-from fp_audit.attacks._rewrite import Graph, fold, permute, rescale
+from fp_audit.attacks._rewrite import Graph, fold, permute, reorder, rescale
 from fp_audit.errors import UnsupportedModel
 from fp_audit.model import Adapter, as_images
 from fp_audit.types import Access, Artifact, File
@@ -40,19 +40,20 @@ class Disguise(Attack):
     - ``rescale``: W1' = D W1, b1' = D b1, W2' = W2 D^-1, where only ReLU, LeakyReLU and pooling lie between; D is
       diagonal and log-uniform in [1/``most``, ``most``] (the other kinds ignore ``most``).
     - ``fold``: every BatchNorm becomes part of the layer before it (torch's exporter does that too).
+    - ``reorder``: the classes are put into a random order, which the surrogate's facts give; their names are lost.
     - ``export``: the ONNX file as torch's exporter writes it.
     - ``reshard``: the weights are spread over three safetensors files with an index; of an ONNX file, they go
       to a file beside it.
     - ``cast``: the weights are stored in float64, which holds every float32 exactly.
 
-    The first four work on the graph of an ONNX file: a victim that is none is exported first, as the attack
+    The first five work on the graph of an ONNX file: a victim that is none is exported first, as the attack
     ``quantise`` does. The channels of residual streams, which many layers read, stay as they are. The answers to 32
     images are compared: a difference above 1e-4 of the largest answer is an error, as is a victim without anything to
     change.
     """
 
     name: ClassVar[str] = "disguise"
-    summary: ClassVar[str] = "permute or rescale hidden channels, fold, export, re-shard or cast: the answers stay"
+    summary: ClassVar[str] = "permute or rescale channels, reorder classes, fold, export, shard, cast: the answers stay"
     paper: ClassVar[str] = "Neyshabur et al., NeurIPS 2015 (scales); permutations: Hecht-Nielsen, 1990"
     victim_access: ClassVar[Access] = Access.GRADIENTS
     needs_labels: ClassVar[bool] = False
@@ -62,7 +63,7 @@ class Disguise(Attack):
     def __init__(
         self,
         *,
-        kind: Literal["permute", "rescale", "fold", "export", "reshard", "cast"] = "permute",
+        kind: Literal["permute", "rescale", "fold", "reorder", "export", "reshard", "cast"] = "permute",
         most: float = 4.0,
     ) -> None:
         require(most > 1, "most", most, "a factor above 1")
@@ -86,17 +87,21 @@ class Disguise(Attack):
         with quietly():
             model, preprocess, exporter = as_onnx(task, folder)
             exported, kind, rng = exporter != "none", self.options["kind"], np.random.default_rng(task.draw)
-            graph, changed = Graph(model), 0
+            graph, changed, order = Graph(model), 0, None
             if kind == "permute":
                 changed = permute(graph, rng)
             elif kind == "rescale":
                 changed = rescale(graph, rng, self.options["most"])
             elif kind == "fold":
                 changed = fold(graph)
+            elif kind == "reorder":
+                order = reorder(graph, rng)
+                changed = len(order)
             if not changed and not (exported and kind in ("fold", "export")):
                 raise UnsupportedModel(f"{task.artifact.target}: found nothing to {kind} in its graph")
             onnx.save(graph.written(), folder / "model.onnx")
-        return Surrogate("onnx", preprocess=preprocess, facts={"exporter": exporter, "places": changed})
+        facts = {"exporter": exporter, "places": changed, **({"order": list(order)} if order else {})}
+        return Surrogate("onnx", preprocess=preprocess, order=order, facts=facts)
 
     def _stored_otherwise(self, task: Task, folder: Path) -> Surrogate:
         """Write an ONNX victim's weights in another way."""
@@ -160,6 +165,8 @@ def check_answers(task: Task, folder: Path, surrogate: Surrogate) -> None:
     opening = replace(task.opening, preprocess=surrogate.preprocess or task.opening.preprocess)
     expected = task.copy_of_victim().predict(images)
     answers = adapter.load_white(saved, opening).predict(images)
+    if surrogate.order is not None:
+        expected = expected[:, surrogate.order]
     difference = float(np.abs(answers - expected).max() / np.abs(expected).max())
     if not difference <= _TOLERANCE:
         raise UnsupportedModel(f"{task.artifact.target}: its answers changed by {difference:.1g} of the largest one")
