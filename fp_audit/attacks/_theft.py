@@ -20,13 +20,13 @@ BLOCK = 4096
 """Images turned into floats at once."""
 
 
-def check_budget(queries: int) -> int:
+def check_budget(queries: int, least: int = 2) -> int:
     """Return a number of images to ask for, 0 for all, if it makes sense.
 
     Raises:
-        UsageError: it is negative.
+        UsageError: it is less than ``least``: of a single image no network with BatchNorm can learn.
     """
-    require(queries >= 0, "queries", queries, "a number of images, or 0 for all")
+    require(queries == 0 or queries >= least, "queries", queries, f"{least} images or more, or 0 for all")
     return queries
 
 

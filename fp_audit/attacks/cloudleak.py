@@ -85,7 +85,7 @@ class Cloudleak(Attack):
             "steps": steps,
             "margin": margin,
             **chosen_network(architecture, size),
-            "queries": check_budget(queries),
+            "queries": check_budget(queries, least=2 * (rounds + 1)),
             **self.trained_as(training),
         }
 

@@ -99,7 +99,7 @@ def test_fgsm_is_one_step_of_epsilon():
         assert (ours == expected)[np.abs(slope) > 1e-6].all()
 
 
-@pytest.mark.parametrize(("queries", "parts"), [(100, [34, 33, 33]), (2, [1, 1]), (0, [599, 599, 599])])
+@pytest.mark.parametrize(("queries", "parts"), [(100, [34, 33, 33]), (8, [3, 3, 2]), (0, [599, 599, 599])])
 def test_the_budget_is_divided_over_the_rounds(queries, parts, tmp_path):
     task, shown = task_for("onnx"), []
 
@@ -134,7 +134,12 @@ def test_the_true_labels_are_never_used(tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [({"rounds": 0}, "rounds is 0"), ({"epsilon": 0}, "epsilon is 0"), ({"margin": -1}, "margin is -1")],
+    [
+        ({"rounds": 0}, "rounds is 0"),
+        ({"epsilon": 0}, "epsilon is 0"),
+        ({"margin": -1}, "margin is -1"),
+        ({"queries": 7}, "queries is 7: expected 8 images or more"),
+    ],
 )
 def test_options_that_make_no_sense_are_usage_errors(given, message):
     with pytest.raises(UsageError, match=message):

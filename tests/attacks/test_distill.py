@@ -16,7 +16,7 @@ from fp_audit.fresh import Architecture
 from fp_audit.model import as_images
 
 FAST = {"epochs": 0.2, "batch": 32}
-LEARNS = {"epochs": 6, "batch": 32, "learning_rate": 0.01, "shift": 0.0}
+LEARNS = {"epochs": 4, "batch": 32, "learning_rate": 0.01, "shift": 0.0}
 
 
 def softmax(row, temperature):
@@ -75,8 +75,7 @@ def test_the_student_stays_in_training_mode_and_the_teacher_untouched():
     assert all(np.array_equal(before[name], value) for name, value in teacher.tensors().items())
 
 
-@pytest.mark.parametrize("kind", ["huggingface", "onnx"])
-@pytest.mark.parametrize("layer", ["", "last"])
+@pytest.mark.parametrize(("kind", "layer"), [("huggingface", "last"), ("onnx", ""), ("onnx", "last")])
 def test_it_learns_the_victims_answers(kind, layer, tmp_path):
     provenance = attack("distill", str(victim(kind)), data(), tmp_path / "out", options={**LEARNS, "layer": layer})
     assert provenance.fidelity.agreement > 0.85

@@ -13,11 +13,12 @@ from fp_audit.errors import UsageError
 from fp_audit.model import LabelOnly, TopK
 
 FAST = {"epochs": 0.2, "batch": 32}
-LEARNS = {"epochs": 6, "batch": 32, "learning_rate": 0.01, "shift": 0.0}
+LEARNS = {"epochs": 4, "batch": 32, "learning_rate": 0.01, "shift": 0.0}
 
 
-@pytest.mark.parametrize("kind", ["huggingface", "onnx"])  # timm's smallest network takes a minute
-@pytest.mark.parametrize("answers", ["labels", "probabilities"])
+@pytest.mark.parametrize(  # timm's smallest network takes a minute
+    ("kind", "answers"), [("huggingface", "labels"), ("onnx", "labels"), ("onnx", "probabilities")]
+)
 def test_it_learns_the_victims_answers(kind, answers, tmp_path):
     provenance = attack("extract", str(victim(kind)), data(), tmp_path / "out", options={**LEARNS, "answers": answers})
     assert provenance.fidelity.agreement > 0.85
@@ -104,6 +105,7 @@ def test_it_starts_from_a_model_trained_elsewhere(write, about, classes, tmp_pat
         ({"start": "here", "architecture": "resnet18"}, "architecture is resnet18: expected none beside start=here"),
         ({"temperature": 0}, "temperature is 0"),
         ({"queries": -1}, "queries is -1"),
+        ({"queries": 1}, "queries is 1: expected 2 images or more, or 0 for all"),
     ],
 )
 def test_options_that_make_no_sense_are_usage_errors(options, message, tmp_path, monkeypatch):
