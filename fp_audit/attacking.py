@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fp_audit import data as labelled_images
-from fp_audit.alignment import align, make_probes, settle
+from fp_audit.alignment import align, count_outputs, make_probes, settle
 from fp_audit.attacks._base import Attack, Surrogate, Task
 from fp_audit.attacks._options import build, from_specs
 from fp_audit.attacks._provenance import Cost, Fidelity, Provenance, versions
@@ -176,12 +176,19 @@ def _renumbered(labels: NDArray[np.int64], order: tuple[int, ...] | None) -> NDA
 
 
 def _surrogate_as_victim(surrogate: Surrogate, folder: Path, before: OpenVictim) -> OpenVictim:
-    """Open what an attack left as the victim of the next one, whose data are labelled in its order already."""
+    """Open what an attack left as the victim of the next one, whose data are labelled in its order already.
+
+    Raises:
+        UsageError: it has another number of classes.
+    """
     located = locate_one(str(folder), SourceOptions(offline=True))
     kind = adapter(located.artifact.adapter)
     same = kind.name == before.adapter.name
     opening = replace(before.opening, preprocess=surrogate.preprocess or (before.opening.preprocess if same else None))
     model = settle(kind.load(located.artifact, opening), make_probes(before.data, seed=0)).model
+    found, expected = count_outputs(model), count_outputs(before.model)
+    if found != expected:
+        raise UsageError(f"a surrogate of {found} classes, the victim has {expected}: such an attack must be the last")
     return replace(before, artifact=located.artifact, adapter=kind, opening=opening, model=model)
 
 

@@ -85,7 +85,7 @@ class Graph:
 
         del self.model.graph.value_info[:]
         for tensor in self.model.graph.initializer:
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(self.stored[tensor.name]), tensor.name))
+            tensor.CopyFrom(numpy_helper.from_array(np.asarray(self.stored[tensor.name], order="C"), tensor.name))
         return self.model
 
     def reader(self, name: str) -> NodeProto | None:

@@ -125,6 +125,12 @@ def test_rows_and_columns_take_the_same_order_and_opposite_factors():
     np.testing.assert_allclose(graph.stored["w2"], before["w2"] / factors[:, None], rtol=1e-5)
 
 
+def test_a_constant_without_axes_stays_one():
+    nodes = [("MatMul", "x w1", "m", {}), ("Gather", "m first", "g", {"axis": 1}), ("Gemm", "g w2", "y", {})]
+    model = made(nodes, (7, 4), w1=drawn(4, 6), first=np.array(0), w2=drawn(6, 3))
+    np.testing.assert_array_equal(run(Graph(model).written(), (7, 4)), run(model, (7, 4)))
+
+
 def test_channels_that_two_layers_read_stay():
     nodes = [
         ("Conv", "x w1", "c", {}),

@@ -63,3 +63,9 @@ def test_classes_are_merged_in_pairs():
         assert sorted(counts, reverse=True)[:-1] == [2] * (len(counts) - 1)
     with pytest.raises(UsageError, match="2 classes, too few to merge"):
         paired(2, 0)
+
+
+def test_no_attack_follows_in_a_chain(tmp_path):
+    with pytest.raises(UsageError, match="5 classes, the victim has 10: such an attack must be the last"):
+        attack("transfer", str(victim("onnx")), data(), tmp_path / "out", options={"epochs": 0.1}, chain=["prune"])
+    assert list(tmp_path.iterdir()) == []
