@@ -150,13 +150,12 @@ def registered(made: zoo.Zoo, given: argparse.Namespace) -> list[str]:
     }
     for name, methods in plans.items():
         if name not in victims.names():
-            references = given.references
             plan = Plan(
                 str(made.victim),
                 name,
                 str(made.owner),
                 methods=tuple(methods.split(",")),
-                train_references=references,
+                train_references=given.references if name.endswith("-removal") else 0,
                 device=given.device,
             )
             register(plan, progress=say())
@@ -222,15 +221,12 @@ def own(names: list[str]) -> dict[str, float]:
 
 def thresholds(name: str) -> dict[str, float]:
     """Return the one-tailed 99 % limit of a new independent's value, from the references: by metric."""
-    dataset = name.removesuffix("-removal")
     values: dict[str, list[float]] = {}
-    for registered_as in [name, *(f"{dataset}-{variant}" for variant in VARIANTS if variant != "rce")]:
-        victim = victims.load(victims.folder(registered_as))
-        for method, null in victim.nulls.items():
-            for score, parts in zip(null.scores, null.parts or ({},) * len(null.scores), strict=True):
-                item = Evidence(method, Access.QUERIES, score, None, None, 0, parts=parts, detail=distances(parts))
-                for metric, value in metrics_of(registered_as, item).items():
-                    values.setdefault(metric, []).append(value)
+    for method, null in victims.load(victims.folder(name)).nulls.items():
+        for score, parts in zip(null.scores, null.parts or ({},) * len(null.scores), strict=True):
+            item = Evidence(method, Access.QUERIES, score, None, None, 0, parts=parts, detail=distances(parts))
+            for metric, value in metrics_of(name, item).items():
+                values.setdefault(metric, []).append(value)
     return {metric: limit(np.array(found), below=metric in DISTANCES) for metric, found in values.items()}
 
 
