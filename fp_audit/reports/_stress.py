@@ -42,8 +42,11 @@ class Trial:
 
     @property
     def accuracy(self) -> float:
-        """Share of held-out images that the surrogate gets right; 0 where there is none."""
-        return float(self.provenance["fidelity"]["accuracy"]) if self.provenance else 0.0
+        """Share of held-out images that the surrogate gets right, of its own task if it has another; 0 without one."""
+        if self.provenance is None:
+            return 0.0
+        own = self.provenance["surrogate"]["facts"].get("task_accuracy")
+        return float(self.provenance["fidelity"]["accuracy"] if own is None else own)
 
     @property
     def useful(self) -> bool:
@@ -147,7 +150,7 @@ def _verdict(trial: Trial) -> list[tuple[str, str]]:
         return [*cells, *[("-", "")] * 4]
     fidelity, cost = made["fidelity"], made["cost"]
     numbers = (
-        f"{fidelity['accuracy']:.1%}",
+        f"{trial.accuracy:.1%}",
         f"{fidelity['agreement']:.1%}",
         f"{cost['queries']:,}",
         f"{cost['seconds']:.0f}",
