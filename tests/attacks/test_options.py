@@ -30,7 +30,7 @@ def test_a_value_may_hold_an_equals_sign():
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        ("rat=0.1", r"'rat=0.1' is no option of prune: expected rate=0.5, epochs=0.0"),
+        ("rat=0.1", r"'rat=0.1' is no option of prune: expected rate=0.5, schedule=once, epochs=0.0"),
         ("rate", r"'rate' is no option of prune"),
         ("rate=much", r"rate is 'much': expected a number"),
         ("rate=nan", r"rate is 'nan': expected a number"),
@@ -55,9 +55,9 @@ def test_a_wrong_option_says_what_was_expected(pair, message):
         ("fine-tune", {"learning_rate": 0.0}, "learning_rate is 0.0: expected more than 0"),
         ("fine-tune", {"weight_decay": -1.0}, "weight_decay is -1.0: expected 0 or more"),
         ("fine-tune", {"shift": 1.0}, "shift is 1.0: expected a share"),
-        ("fine-tune", {"mode": "ft"}, "mode is ft: expected one of ftll, ftal, rtll, rtal"),
+        ("fine-tune", {"mode": "all"}, "mode is all: expected one of ftll, ftal, rtll, rtal, ft"),
         ("quantise", {"calibration": 0}, "calibration is 0: expected a number of images above 0"),
-        ("extract", {"queries": -1}, "queries is -1: expected a number of images, or 0 for all"),
+        ("extract", {"queries": -1}, "queries is -1: expected 2 images or more, or 0 for all"),
         ("extract", {"queries": 1.5}, "queries is 1.5: expected a whole number"),
         ("extract", {"queries": True}, "queries is True: expected a number"),
         ("extract", {"size": -1}, "size is -1: expected pixels"),
@@ -72,7 +72,8 @@ def test_a_value_out_of_range_says_what_was_expected(name, options, message):
 
 def test_an_unknown_attack_lists_the_known_ones():
     with pytest.raises(
-        PluginError, match=r"no attack called 'burn': expected one of extract, fine-tune, prune, quantise"
+        PluginError,
+        match=r"no attack called 'burn': expected one of adversarial-extract, .*, prune, prune-channels, quantise",
     ):
         build("burn", {})
 

@@ -46,6 +46,8 @@ def opened(path, known):
 
 each = pytest.mark.parametrize("name", ATTACKS)
 everywhere = pytest.mark.parametrize("kind", KINDS)
+normalised = pytest.mark.parametrize("kind", ["huggingface"])
+"""Randomness comes from the attack, not from the adapter: a victim with BatchNorm stands for all."""
 
 
 @each
@@ -85,7 +87,7 @@ def test_the_victim_is_untouched(name, kind):
 
 
 @each
-@everywhere
+@normalised
 def test_the_same_seed_gives_the_same_surrogate(name, kind):
     first, again = tensors(stolen(name, kind)[0]), tensors(stolen(name, kind, attempt=1)[0])
     assert first.keys() == again.keys()
@@ -93,7 +95,7 @@ def test_the_same_seed_gives_the_same_surrogate(name, kind):
 
 
 @each
-@everywhere
+@normalised
 def test_training_depends_on_the_seed(name, kind):
     out, provenance, _ = stolen(name, kind)
     if not provenance.cost.steps:
