@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.zoo import lenet5
 from fp_audit import data
 from fp_audit.engine import Recipe, fit, pick_device
 from fp_audit.fingerprints._neurons import GAIN, PATIENCE, ascend, pairs, responses, responses_of
@@ -75,20 +76,7 @@ def trained(labelled: data.Labelled, device: str, epochs: float) -> WhiteBox:
     from fp_audit_adapters._torch import TorchModel
 
     torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(1, 6, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(6, 16, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(400, 120),
-        nn.ReLU(),
-        nn.Linear(120, 84),
-        nn.ReLU(),
-        nn.Linear(84, 10),
-    )
+    network = lenet5()
     recipe = Recipe(epochs=epochs, optimizer="adam", learning_rate=0.003)
     fit(network, labelled.pixels, labelled.labels, recipe, seed=0, device=device)
     spec = InputSpec(*labelled.pixels.shape[1:])

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -56,6 +57,12 @@ class OpenVictim:
     """Labels in the order of the victim's outputs."""
     digest: str
     """Of the data as they were given."""
+
+    @cached_property
+    def sha256(self) -> dict[str, str | None]:
+        """Digests of the model's files by path, read from disk once."""
+        files = Subject(files=self.artifact.files, root=self.artifact.root)
+        return {file.path: files.hashed(file).sha256 for file in self.artifact.files}
 
 
 def attack(
@@ -237,7 +244,6 @@ def _provenance(
     cost: Cost,
 ) -> Provenance:
     artifact, found, last = target.artifact, target.opening.preprocess, made[-1]
-    files = Subject(files=artifact.files, root=artifact.root)
     return Provenance(
         attack="+".join(attack.name for attack in attacks),
         options=_numbered(attacks, [attack.options for attack in attacks]),
@@ -248,7 +254,7 @@ def _provenance(
             "revision": artifact.revision,
             "adapter": artifact.adapter,
             "preprocess": found.to_json() if found else None,
-            "sha256": {file.path: files.hashed(file).sha256 for file in artifact.files},
+            "sha256": target.sha256,
         },
         data={"name": target.data.name, "digest": target.digest, "images": len(target.data)},
         surrogate={

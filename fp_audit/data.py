@@ -66,6 +66,11 @@ class Labelled:
         """Return the images at ``index``, in that order."""
         return replace(self, pixels=self.pixels[index], labels=self.labels[index])
 
+    def without(self, *shown: Pixels) -> Labelled:
+        """Leave out the images that are equal to one in ``shown``."""
+        known = {image.tobytes() for images in shown for image in images}
+        return self.take(np.flatnonzero([image.tobytes() not in known for image in self.pixels]))
+
 
 def load(text: str, *, size: tuple[int, int] | None = None, max_bytes: int = MAX_BYTES, seed: int = 0) -> Labelled:
     """Read DATA as the command line gives it: a path or a hub data set id, optionally followed by ``:split``.

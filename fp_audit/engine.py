@@ -324,14 +324,14 @@ def _views(shape: tuple[int, ...], recipe: Recipe, steps: int, seed: int) -> Ite
 
     generator = torch.Generator().manual_seed(seed)
     reach = _reach(recipe, shape)
-    for index in _batches(shape[0], recipe.batch, steps, generator):
+    for index in batches(shape[0], recipe.batch, steps, generator):
         size = len(index)
         offset = torch.randint(0, 2 * reach + 1, (2, size), generator=generator) if reach else index.new_zeros(2, size)
         flipped = torch.rand(size, generator=generator) < 0.5 if recipe.flip else torch.zeros(size, dtype=torch.bool)
         yield _View(index, offset, flipped)
 
 
-def _batches(count: int, size: int, steps: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+def batches(count: int, size: int, steps: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
     """Yield ``steps`` index batches, each image once an epoch; a last batch of one image is not made (BatchNorm)."""
     import torch
 
@@ -389,6 +389,16 @@ _BLOCK = 4096
 """Images turned into floats at once."""
 
 
+def answered(
+    model: BlackBox, pixels: Pixels, progress: Progress = silent, what: str = "asking the victim"
+) -> Iterator[Outputs]:
+    """Ask for N x C x H x W uint8 images, each once; yield n x K answers at a time, so that not all become floats."""
+    for start in range(0, len(pixels), _BLOCK):
+        progress(what, start / len(pixels))
+        yield model.predict(as_images(pixels[start : start + _BLOCK]))
+    progress(what, 1.0)
+
+
 def top1(
     model: BlackBox, pixels: Pixels, progress: Progress = silent, what: str = "asking the victim"
 ) -> tuple[NDArray[np.int64], int]:
@@ -397,13 +407,11 @@ def top1(
     Returns:
         The N top-1 labels, and the number of classes.
     """
-    labels, classes = np.empty(len(pixels), np.int64), 0
-    for start in range(0, len(pixels), _BLOCK):
-        progress(what, start / len(pixels))
-        answers = model.predict(as_images(pixels[start : start + _BLOCK]))
-        labels[start : start + _BLOCK], classes = answers.argmax(axis=1), answers.shape[1]
-    progress(what, 1.0)
-    return labels, classes
+    labels, classes = [np.empty(0, np.int64)], 0
+    for answers in answered(model, pixels, progress, what):
+        labels.append(answers.argmax(axis=1))
+        classes = answers.shape[1]
+    return np.concatenate(labels), classes
 
 
 _CPU_BYTES = 2**26

@@ -295,7 +295,7 @@ def _trained(plan: Plan, victim: Victim, opened: _Opened, progress: Progress) ->
     shown = [
         fingerprint.arrays["queries"] for fingerprint in victim.fingerprints.values() if "queries" in fingerprint.arrays
     ]
-    unseen = _without(opened.labelled, [*shown, opened.probes.pixels])
+    unseen = opened.labelled.without(*shown, opened.probes.pixels)
     architecture = opened.architecture
     specs = networks.plan(
         plan.train_references,
@@ -319,13 +319,6 @@ def _trained(plan: Plan, victim: Victim, opened: _Opened, progress: Progress) ->
         compared = compare(Subject.of_model(network, network.white), victim, asking, Access.GRADIENTS)
         rows.append(_Row(network.name, "trained", compared.scores, compared.detail.get("probe_accuracy")))
     return sorted(rows, key=lambda row: row.name)
-
-
-def _without(labelled: data.Labelled, shown: Sequence[np.ndarray]) -> data.Labelled:
-    """Leave out images that independents must not have seen."""
-    digests = {hashlib.sha256(image.tobytes()).digest() for images in shown for image in images}
-    keep = [hashlib.sha256(image.tobytes()).digest() not in digests for image in labelled.pixels]
-    return labelled.take(np.flatnonzero(keep))
 
 
 def _given(plan: Plan, victim: Victim, opened: _Opened, progress: Progress) -> list[_Row]:

@@ -22,7 +22,6 @@ from fp_audit.methods import kind
 from fp_audit.model import LoadOptions
 from fp_audit.reports._stress import CAUGHT, Stress, Trial
 from fp_audit.sources._base import SourceOptions
-from fp_audit.subject import Subject
 from fp_audit.targets import Located, locate
 from fp_audit.types import Access, Skipped
 from fp_audit.victims import Victim
@@ -119,9 +118,7 @@ def _opened(victim: Victim, data: str, options: StressOptions) -> OpenVictim:
         target = open_victim(where, data, seed=options.seed, device=options.device, preprocess=victim.preprocess)
     except FpAuditError as error:
         raise UsageError(f"{victim.name}: {error}. Name its model with --model if it has moved") from error
-    files = Subject(files=target.artifact.files, root=target.artifact.root)
-    now = sorted(files.hashed(file).sha256 or "" for file in target.artifact.files)
-    if now != sorted(file["sha256"] for file in victim.facts["files"]):
+    if sorted(map(str, target.sha256.values())) != sorted(file["sha256"] for file in victim.facts["files"]):
         raise UsageError(f"{where} is not the model that was registered as {victim.name!r}: its files have changed")
     return target
 
@@ -175,9 +172,7 @@ def _made_before(where: Path, attacks: Sequence[Attack], target: OpenVictim, see
     try:
         found: dict[str, Any] = json.loads((where / PROVENANCE).read_text())
         same = found["seed"] == seed and found["data"]["digest"] == target.digest
-        files = Subject(files=target.artifact.files, root=target.artifact.root)
-        digests = sorted(files.hashed(file).sha256 or "" for file in target.artifact.files)
-        same = same and sorted(found["victim"]["sha256"].values()) == digests
+        same = same and sorted(found["victim"]["sha256"].values()) == sorted(map(str, target.sha256.values()))
         same = same and found["attack"] == "+".join(attack.name for attack in attacks)
     except (OSError, KeyError, TypeError, ValueError, AttributeError):
         same = False

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from fp_audit.engine import Progress, silent
+from fp_audit.engine import Progress, batches, silent
 from fp_audit.errors import UsageError
 from fp_audit.types import Pixels
 
@@ -269,7 +269,7 @@ class Removal:
         shown = torch.from_numpy(pixels).to(device)
         optimizer, schedule = _optimizer(self.surrogate, self.plan, iterations)
         last: deque[Tensor] = deque(maxlen=LAST)
-        for step, index in enumerate(_batches(len(pixels), batch, iterations, generator)):
+        for step, index in enumerate(batches(len(pixels), batch, iterations, generator)):
             images = shown[index.to(device)].float() / 255.0
             found = self.losses(images, self.targets(images, generator))
             total = torch.stack(found) @ torch.tensor(self.plan.weights, device=device)
@@ -314,15 +314,3 @@ def _optimizer(
     if plan.schedule == "cosine":
         return optimizer, CosineAnnealingLR(optimizer, max(1, int(1.5 * iterations)))
     return optimizer, ConstantLR(optimizer, factor=1.0)
-
-
-def _batches(count: int, size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield ``steps`` batches of indices, all of one size and no index twice in a pass over all."""
-    import torch
-
-    size = min(size, count)
-    for step in range(steps):
-        place = step % (count // size)
-        if place == 0:
-            order = torch.randperm(count, generator=generator)
-        yield order[place * size : (place + 1) * size]

@@ -8,16 +8,13 @@ import numpy as np
 
 from fp_audit.attacks._base import require
 from fp_audit.data import Labelled
-from fp_audit.engine import Progress, silent, top1
+from fp_audit.engine import Progress, answered, silent, top1
 from fp_audit.errors import UnsupportedModel
 from fp_audit.model import BlackBox, WhiteBox, as_images, as_probabilities
 from fp_audit.types import OutputKind, Outputs, Pixels
 
 Answers: TypeAlias = Literal["labels", "probabilities"]
 """What is learned from an answer: its top-1 label, or its probabilities as soft labels."""
-
-BLOCK = 4096
-"""Images turned into floats at once."""
 
 
 def check_budget(queries: int, least: int = 2) -> int:
@@ -46,13 +43,8 @@ def ask(
     """
     if answers == "labels":
         return top1(model, pixels, progress)
-    soft = []
-    for start in range(0, len(pixels), BLOCK):
-        progress("asking the victim", start / len(pixels))
-        shown = model.predict(as_images(pixels[start : start + BLOCK]))
-        soft.append(tempered(shown, model.output, temperature))
-    progress("asking the victim", 1.0)
-    targets = np.concatenate(soft)
+    shown = answered(model, pixels, progress)
+    targets = np.concatenate([tempered(answers, model.output, temperature) for answers in shown])
     return targets, targets.shape[1]
 
 

@@ -9,14 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fp_audit.data import Labelled
+from fp_audit.engine import answered
 from fp_audit.errors import DataError
 from fp_audit.metrics import centred
-from fp_audit.model import BlackBox, as_images, as_probabilities
+from fp_audit.model import BlackBox, as_probabilities
 from fp_audit.types import OutputKind, Outputs, Pixels
-
-BLOCK = 4096
-"""Images turned into floats at once when a whole data set is shown to the victim."""
-
 
 BLEND = (0.35, 0.65)
 """Range of the weight of the first of two blended images."""
@@ -86,7 +83,7 @@ def _hesitant_blends(
 
 def predict_pixels(model: BlackBox, pixels: Pixels) -> Outputs:
     """Answer uint8 images of any number without holding all of them as floats."""
-    return np.concatenate([model.predict(as_images(pixels[i : i + BLOCK])) for i in range(0, len(pixels), BLOCK)])
+    return np.concatenate(list(answered(model, pixels)))
 
 
 def centred_logits(answers: Outputs, kind: OutputKind) -> NDArray[np.float64]:

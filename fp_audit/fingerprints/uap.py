@@ -361,9 +361,7 @@ def _viewed(pixels: Pixels, chosen: NDArray[np.intp]) -> Views:
 
 def without(data: Labelled, pixels: Pixels, *, classes: int) -> Labelled:
     """Leave out images that are equal to one of ``pixels``; where the data name no classes, number ``classes``."""
-    shown = {image.tobytes() for image in pixels}
-    keep = np.flatnonzero([image.tobytes() not in shown for image in data.pixels])
-    return replace(data.take(keep), classes=data.classes or tuple(map(str, range(classes))))
+    return replace(data.without(pixels), classes=data.classes or tuple(map(str, range(classes))))
 
 
 def ask(model: BlackBox, pixels: Pixels, pattern: NDArray[np.float32]) -> Outputs:

@@ -11,6 +11,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from fp_audit import __version__
+from fp_audit.calibrate import SUSPECTED
 from fp_audit.reports._text import STYLES, p_text, printable
 from fp_audit.types import Evidence, Finding, Verdict
 
@@ -195,7 +196,7 @@ def _cell(item: Evidence | None, alpha: float) -> dict[str, str]:
     if item is None:
         return {"text": "-", "kind": "none", "title": "not compared"}
     p = item.p_value
-    kind = "none" if p is None else "strong" if p <= alpha else "weak" if p <= 0.05 else "nothing"
+    kind = "none" if p is None else "strong" if p <= alpha else "weak" if p <= SUSPECTED else "nothing"
     return {
         "text": f"{item.score:.2f}",
         "kind": kind,

@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 from fp_audit.attacking import attack, open_victim
 from fp_audit.attacks._cut import cut_at
 from fp_audit.attacks._options import build
-from fp_audit.attacks._removal import PRESETS, Removal, Targets, _batches, least_like, reversed_features, shuffled
+from fp_audit.attacks._removal import PRESETS, Removal, Targets, least_like, reversed_features, shuffled
+from fp_audit.engine import batches
 from fp_audit.errors import UnsupportedModel, UsageError
 from fp_audit.model import LoadOptions, as_images
 from fp_audit.preprocess import Preprocess
@@ -270,10 +271,10 @@ def test_targets_start_from_the_victim_or_from_the_surrogate():
 
 
 def test_batches_are_of_one_size_and_pass_over_all():
-    found = list(_batches(10, 3, 7, generator()))
+    found = list(batches(10, 3, 7, generator()))
     assert [len(batch) for batch in found] == [3] * 7
     assert len(set(torch.cat(found[:3]).tolist())) == 9
-    assert [len(batch) for batch in _batches(5, 128, 3, generator())] == [5] * 3
+    assert [len(batch) for batch in batches(5, 128, 3, generator())] == [5] * 3
 
 
 def opened(path, provenance):

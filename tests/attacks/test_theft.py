@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from attack_victims import digits, task_for
 
-from fp_audit.attacks import _theft
+from fp_audit import engine
 from fp_audit.attacks._theft import ask, drawn, last_hidden, tempered
 from fp_audit.model import Counted, as_images, as_probabilities
 
@@ -38,7 +38,7 @@ def test_what_is_hidden_stays_hidden():
 
 @pytest.mark.parametrize("answers", ["labels", "probabilities"])
 def test_every_image_is_asked_once(answers, monkeypatch):
-    monkeypatch.setattr(_theft, "BLOCK", 7)
+    monkeypatch.setattr(engine, "_BLOCK", 7)
     model, pixels = Counted(task_for("onnx").victim.black_box()), digits().pixels[:30]
     targets, classes = ask(model, pixels, answers)
     expected = as_probabilities(model.predict(as_images(pixels)), model.output)

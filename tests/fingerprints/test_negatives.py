@@ -102,5 +102,5 @@ def test_without_data_it_says_what_to_do():
 
 
 def test_many_images_are_asked_in_blocks(monkeypatch):
-    monkeypatch.setattr("fp_audit.fingerprints._queries.BLOCK", 7)
+    monkeypatch.setattr("fp_audit.engine._BLOCK", 7)
     np.testing.assert_allclose(predict_pixels(VICTIM, DATA.pixels), VICTIM.predict(as_images(DATA.pixels)), rtol=1e-5)
