@@ -357,14 +357,11 @@ def _seen(images: torch.Tensor, view: _View, recipe: Recipe) -> torch.Tensor:
     from torch.nn.functional import pad
 
     batch = images[view.chosen.to(images.device)].float() / 255.0
-    reach, (n, _, height, width) = _reach(recipe, images.shape), batch.shape
+    reach, (_, _, height, width) = _reach(recipe, images.shape), batch.shape
     if reach:
         padded = pad(batch, (reach, reach, reach, reach), mode="replicate")
         top, left = view.offset.to(images.device)
-        rows = top[:, None] + torch.arange(height, device=images.device)
-        cols = left[:, None] + torch.arange(width, device=images.device)
-        index = torch.arange(n, device=images.device)[:, None, None]
-        batch = padded[index, :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
+        batch = padded.unfold(2, height, 1).unfold(3, width, 1)[torch.arange(len(batch)), :, top, left]
     if recipe.flip:
         flipped = view.flipped.to(images.device)
         batch = torch.where(flipped[:, None, None, None], batch.flip(3), batch)

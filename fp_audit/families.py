@@ -4,6 +4,9 @@
 - ``residual``: two normalised convolutions around a shortcut
 - ``depthwise``: an inverted bottleneck with a convolution of each channel by itself
 - ``lenet``: 5 x 5 convolutions without normalisation, and two linear layers
+
+The first stage of ``residual`` and ``depthwise`` is that of ``plain``: at the full size of the image their own would
+take more time than all others together.
 """
 
 from __future__ import annotations
@@ -67,7 +70,8 @@ def build(family: str, width: int, classes: int, shape: tuple[int, int, int], *,
     last = channels
     for stage in range(stages):
         out = width * 2**stage
-        blocks += [_block(family, last, out), nn.MaxPool2d(2)]
+        kind = family if stage or family == "lenet" else "plain"
+        blocks += [_block(kind, last, out), nn.MaxPool2d(2)]
         last = out
     if family == "lenet":
         blocks += [

@@ -41,7 +41,7 @@ MAX_SIDE = 64
 """Larger images are shrunk to this many pixels a side before the small networks see them."""
 
 SEEN_IMAGES = 120_000
-"""Images that one network is shown in training: enough for small networks, minutes on one core."""
+"""Images that a reference is shown in training: enough for small networks, minutes on one core."""
 
 MAX_EPOCHS = 40
 
@@ -105,7 +105,9 @@ class Network:
         return predict_network(self.module, images, device=self.device)
 
 
-def plan(count: int, data: Labelled, classes: int, *, seed: int, purpose: str, own: bool) -> list[NetworkSpec]:
+def plan(
+    count: int, data: Labelled, classes: int, *, seed: int, purpose: str, own: bool, effort: float = 1.0
+) -> list[NetworkSpec]:
     """Choose ``count`` different networks for a data set.
 
     Families, widths, subsets (all or 70 % of the images), optimisers and augmentation rotate with different periods,
@@ -118,33 +120,37 @@ def plan(count: int, data: Labelled, classes: int, *, seed: int, purpose: str, o
         seed: their seeds follow from it and ``purpose``.
         purpose: what they are for, one word: networks for two purposes never start from the same weights.
         own: make every third one of the family ``own``.
+        effort: share of ``SEEN_IMAGES`` that one network is shown.
     """
     specs = []
     for i in range(count):
         if own and i % 3 == 0:
-            spec = _uniform(OWN, 0, data, classes, shift=(0.1, 0.0)[i % 2])
+            spec = _uniform(OWN, 0, data, classes, effort, shift=(0.1, 0.0)[i % 2])
         else:
-            spec = _varied(i - i // 3 - 1 if own else i, data, classes)
+            spec = _varied(i - i // 3 - 1 if own else i, data, classes, effort)
         specs.append(replace(spec, seed=_seed(purpose, seed, i)))
     return specs
 
 
-def alike(count: int, data: Labelled, classes: int, *, seed: int, purpose: str, own: bool) -> list[NetworkSpec]:
+def alike(
+    count: int, data: Labelled, classes: int, *, seed: int, purpose: str, own: bool, effort: float = 1.0
+) -> list[NetworkSpec]:
     """Choose ``count`` networks of one architecture and one recipe, which differ in their seeds only.
 
     They are of the family ``own`` if ``own``, else of a small ``lenet``. Arguments as for ``plan``.
     """
-    spec = _uniform(OWN, 0, data, classes) if own else _uniform("lenet", 16, data, classes)
+    family, width = (OWN, 0) if own else ("lenet", 16)
+    spec = _uniform(family, width, data, classes, effort)
     return [replace(spec, seed=_seed(purpose, seed, i)) for i in range(count)]
 
 
-def _uniform(family: str, width: int, data: Labelled, classes: int, shift: float = 0.1) -> NetworkSpec:
+def _uniform(family: str, width: int, data: Labelled, classes: int, effort: float, shift: float = 0.1) -> NetworkSpec:
     """Train on all images, with a recipe that suits convolutions and attention, normalised or not."""
-    recipe = _recipe(data, "adam", 0.002, shift=shift, flip=True)
+    recipe = _recipe(data, effort, "adam", 0.002, shift=shift, flip=True)
     return NetworkSpec(family, width, classes, data.pixels.shape[1:], share=1.0, recipe=recipe)
 
 
-def _varied(i: int, data: Labelled, classes: int) -> NetworkSpec:
+def _varied(i: int, data: Labelled, classes: int, effort: float) -> NetworkSpec:
     """Return the ``i``-th of the small networks in their rotation."""
     family = ("plain", "residual", "depthwise", "lenet")[i % 4]
     optimizer: Literal["sgd", "adam"]
@@ -157,13 +163,15 @@ def _varied(i: int, data: Labelled, classes: int) -> NetworkSpec:
         classes=classes,
         shape=data.pixels.shape[1:],
         share=1.0 if i % 5 < 3 else 0.7,
-        recipe=_recipe(data, optimizer, rate, shift=(0.1, 0.0, 0.1, 0.06)[i % 4], flip=i % 2 == 0),
+        recipe=_recipe(data, effort, optimizer, rate, shift=(0.1, 0.0, 0.1, 0.06)[i % 4], flip=i % 2 == 0),
     )
 
 
-def _recipe(data: Labelled, optimizer: Literal["sgd", "adam"], rate: float, *, shift: float, flip: bool) -> Recipe:
+def _recipe(
+    data: Labelled, effort: float, optimizer: Literal["sgd", "adam"], rate: float, *, shift: float, flip: bool
+) -> Recipe:
     return Recipe(
-        epochs=min(MAX_EPOCHS, max(2.0, SEEN_IMAGES / len(data))),
+        epochs=min(MAX_EPOCHS, max(2.0, effort * SEEN_IMAGES / len(data))),
         batch=64 if len(data) < 5000 else 128,
         optimizer=optimizer,
         learning_rate=rate,

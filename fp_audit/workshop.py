@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from fp_audit.networks import Network
 
 
+EFFORT = 0.5
+"""Share of a reference's training that a network gets here: no verdict rests on it."""
+
+
 @dataclass(frozen=True)
 class Workshop:
     """Trains networks for a method, and says how far it is. Finished ones are kept and found again."""
@@ -55,7 +59,7 @@ class Workshop:
         from fp_audit import networks
 
         choose, own = (networks.alike, self.architecture is not None) if alike else (networks.plan, False)
-        specs = choose(count, data, classes, seed=seed, purpose=purpose, own=own)
+        specs = choose(count, data, classes, seed=seed, purpose=purpose, own=own, effort=EFFORT)
         trained = networks.train(
             specs,
             data,

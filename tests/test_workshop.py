@@ -34,7 +34,7 @@ class Contrary:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
-    monkeypatch.setattr(networks, "SEEN_IMAGES", 6_000)
+    monkeypatch.setattr(networks, "SEEN_IMAGES", 12_000)
     monkeypatch.setenv("FP_AUDIT_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(networks, "_train_in_processes", in_this_process)
 
