@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fp_audit import calibrate, plugins
+from fp_audit.answers import Answers
 from fp_audit.comparison import Comparison, compare
 from fp_audit.engine import cores
 from fp_audit.errors import SandboxCrash, TargetError
@@ -41,6 +42,8 @@ class Job:
     limits: Limits = field(default_factory=Limits)
     exhaustive: bool = False
     """Go down the whole ladder even when the verdict is decided (for the nulls of a victim)."""
+    record: bool = False
+    """Bring back what each model said."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Outcome:
     failure: str | None
     """Why the ladder was left before its end."""
     cost: Cost
+    answers: Answers | None = None
+    """All that the model said to any victim's queries, in its own class order, where ``Job.record`` asks for it."""
 
 
 def run(
@@ -145,6 +150,7 @@ class _State:
     """Whether a child has read the model: before that a failure means that nothing was examined."""
     failure: str | None = None
     queries: int = 0
+    answers: Answers | None = None
 
     def add(self, path: Path, victim: Victim, comparison: Comparison, access: Access) -> None:
         judged = tuple(
@@ -153,6 +159,8 @@ class _State:
         self.evidence[path] += judged
         self.silent[path] |= comparison.silent
         self.queries += comparison.queries
+        if comparison.answers:
+            self.answers = self.answers.joined(comparison.answers) if self.answers else comparison.answers
 
     def undecided(self, job: Job, access: Access, pairs: int) -> dict[Path, list[str]]:
         """Return, for each victim that is not decided, its methods of this access."""
@@ -176,7 +184,7 @@ class _State:
         modules = preload(self.artifact.adapter, access)
         readable = [*self.artifact.local_files(), *wanted]
         with sandbox.child(TASK, modules, readable=readable, gpu=job.load.device != "cpu") as child:
-            answer = child.call(request(self.artifact, job.load, access, wanted))
+            answer = child.call(request(self.artifact, job.load, access, wanted, record=job.record))
         self.opened = True
         try:
             for path in wanted:
@@ -192,6 +200,7 @@ class _State:
             {job.victims[path].name: why for path, why in self.silent.items()},
             self.failure,
             Cost(size, self.queries, seconds),
+            self.answers,
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fp_audit.alignment import align, in_order, settle
+from fp_audit.answers import Answers, Recorded
 from fp_audit.errors import NotApplicable
 from fp_audit.fingerprints._base import Method
 from fp_audit.methods import restored
@@ -28,10 +29,21 @@ class Comparison:
     """Images that the model was really asked; methods that share queries share answers."""
     detail: Mapping[str, Any] = field(default_factory=dict)
     """What was found out about the model: preprocessing, class alignment."""
+    answers: Answers | None = None
+    """All that the model said, in its own class order, where that was to be recorded."""
 
 
-def compare(subject: Subject, victim: Victim, names: Collection[str], access: Access) -> Comparison:
+def compare(
+    subject: Subject, victim: Victim, names: Collection[str], access: Access, *, record: bool = False
+) -> Comparison:
     """Run some of the victim's methods with at most ``access`` to the suspect.
+
+    Args:
+        subject: the suspect.
+        victim: the victim, with the fingerprints of ``names``.
+        names: methods.
+        access: most access that is granted.
+        record: write down what the suspect says.
 
     Raises:
         TargetError: the suspect cannot be opened.
@@ -43,14 +55,16 @@ def compare(subject: Subject, victim: Victim, names: Collection[str], access: Ac
     if access < Access.QUERIES:
         return _run(methods, victim, subject, subject)
     settled = settle(subject.opened(), victim.probes, victim.preprocess)
-    counted = Counted(settled.model)
+    recorded = Recorded(settled.model)
+    counted = Counted(recorded if record else settled.model)
     if settled.preprocess is not None:
         subject = subject.prepared(settled.preprocess)
     view = subject.seen_as(Memoised(counted))
     aligned, detail = _aligned(view, victim)
     detail["preprocess"] = settled.preprocess.describe() if settled.preprocess else "stated by the model"
     done = _run(methods, victim, view, aligned)
-    return Comparison(done.scores, done.silent, settled.queries + counted.queries, detail)
+    queries, answers = settled.queries + counted.queries, recorded.answers if record else None
+    return Comparison(done.scores, done.silent, queries, detail, answers)
 
 
 def _aligned(view: Subject, victim: Victim) -> tuple[Subject | str, dict[str, Any]]:

@@ -185,7 +185,7 @@ def target_of(listing: Listing, entry: str, alone: bool) -> str:
     return str(Path(listing.target) / path) if listing.revision else path.as_posix()
 
 
-class _Wrapper:
+class Wrapper:
     """Passes everything through; the base of the wrappers below."""
 
     def __init__(self, model: BlackBox) -> None:
@@ -207,7 +207,7 @@ class _Wrapper:
         return self._model.output
 
 
-class Counted(_Wrapper):
+class Counted(Wrapper):
     """Counts the images that the model underneath was asked."""
 
     def __init__(self, model: BlackBox) -> None:
@@ -220,7 +220,7 @@ class Counted(_Wrapper):
         return self._model.predict(images)
 
 
-class Memoised(_Wrapper):
+class Memoised(Wrapper):
     """Asks each distinct batch once: methods that share a query set share its answers."""
 
     def __init__(self, model: BlackBox) -> None:
@@ -235,7 +235,7 @@ class Memoised(_Wrapper):
         return self._answers[key]
 
 
-class Finite(_Wrapper):
+class Finite(Wrapper):
     """Refuses answers that are not numbers: a method would turn them into a score that means nothing."""
 
     def predict(self, images: Images) -> Outputs:
@@ -250,7 +250,7 @@ class Finite(_Wrapper):
         return answers
 
 
-class TopK(_Wrapper):
+class TopK(Wrapper):
     """Shows the k largest probabilities and zeros elsewhere, as many APIs do."""
 
     def __init__(self, model: BlackBox, k: int) -> None:
@@ -271,7 +271,7 @@ class TopK(_Wrapper):
         return shown
 
 
-class LabelOnly(_Wrapper):
+class LabelOnly(Wrapper):
     """Shows the top-1 label as a one-hot row."""
 
     @property
@@ -285,7 +285,7 @@ class LabelOnly(_Wrapper):
         return np.asarray(np.eye(answers.shape[1], dtype=np.float32)[answers.argmax(axis=1)])
 
 
-class Reordered(_Wrapper):
+class Reordered(Wrapper):
     """Shows chosen columns of the answers, so that column i means the victim's class i."""
 
     def __init__(self, model: BlackBox, order: Iterable[int], classes: tuple[str, ...] | None) -> None:
@@ -303,7 +303,7 @@ class Reordered(_Wrapper):
         return np.ascontiguousarray(self._model.predict(images)[:, self._order])
 
 
-class Randomised(_Wrapper):
+class Randomised(Wrapper):
     """Shows the model underneath every image through a random preprocessing, drawn anew for each query."""
 
     def __init__(self, model: BlackBox, random: Augmentation, seed: int | None) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil, inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 from fp_audit import __version__, audit, victims
+from fp_audit.answers import Answers
 from fp_audit.audit import Job, Outcome
 from fp_audit.engine import Progress, pick_device, silent
 from fp_audit.errors import UsageError
@@ -193,9 +194,7 @@ class _Journal:
         if self._path is not None and isinstance(outcome, Outcome):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a") as stream:
-                stream.write(
-                    json.dumps({**asdict(outcome), "artifact": {**asdict(outcome.artifact), "root": None}}) + "\n"
-                )
+                stream.write(json.dumps(_outcome_to_json(outcome)) + "\n")
 
     def forget(self) -> None:
         """Delete the journal: the scan is complete."""
@@ -209,6 +208,12 @@ def _artifact_key(item: Located | Skipped) -> Any:  # noqa: ANN401
     )
 
 
+def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
+    answers = outcome.answers and outcome.answers.to_json()
+    whole = asdict(replace(outcome, answers=None))
+    return {**whole, "artifact": {**whole["artifact"], "root": None}, "answers": answers}
+
+
 def _outcome_from_line(line: str) -> Outcome | None:
     """Restore an outcome; None for the half line that an interruption may leave."""
     try:
@@ -220,4 +225,5 @@ def _outcome_from_line(line: str) -> Outcome | None:
         victim: tuple(Evidence(**{**item, "access": Access(item["access"])}) for item in items)
         for victim, items in data["evidence"].items()
     }
-    return Outcome(artifact, evidence, data["silent"], data["failure"], Cost(**data["cost"]))
+    answers = Answers.from_json(data["answers"]) if data["answers"] else None
+    return Outcome(artifact, evidence, data["silent"], data["failure"], Cost(**data["cost"]), answers)

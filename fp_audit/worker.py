@@ -6,11 +6,12 @@ Requests and answers are JSON values. The child keeps the suspect open between r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from fp_audit import victims
+from fp_audit.answers import Answers
 from fp_audit.comparison import Comparison, compare
 from fp_audit.model import LoadOptions
 from fp_audit.preprocess import Preprocess
@@ -28,13 +29,13 @@ class Worker:
         self._open: tuple[Any, Subject] | None = None
 
     def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Compare: ``{artifact, options, access, victims: {folder: [methods]}}`` -> ``{folder: comparison}``."""
+        """Compare: ``{artifact, options, access, record, victims: {folder: [methods]}}`` gives comparisons by folder."""
         subject = self._subject(request["artifact"], request["options"])
         access = Access(request["access"])
         answer = {}
         for folder, methods in request["victims"].items():
             victim = victims.load(Path(folder), methods)
-            answer[folder] = comparison_to_json(compare(subject, victim, methods, access))
+            answer[folder] = comparison_to_json(compare(subject, victim, methods, access, record=request["record"]))
         return answer
 
     def _subject(self, artifact: dict[str, Any], options: dict[str, Any]) -> Subject:
@@ -46,7 +47,7 @@ class Worker:
 
 
 def request(
-    artifact: Artifact, options: LoadOptions, access: Access, wanted: Mapping[Path, list[str]]
+    artifact: Artifact, options: LoadOptions, access: Access, wanted: Mapping[Path, list[str]], *, record: bool = False
 ) -> dict[str, Any]:
     """Build what ``Worker`` takes."""
     return {
@@ -54,6 +55,7 @@ def request(
         "options": {**asdict(options), "preprocess": options.preprocess and options.preprocess.to_json()},
         "access": int(access),
         "victims": {str(folder): methods for folder, methods in wanted.items()},
+        "record": record,
     }
 
 
@@ -69,7 +71,8 @@ def _options_from_json(data: dict[str, Any]) -> LoadOptions:
 
 def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
     """Turn a comparison into JSON values."""
-    return {**asdict(comparison), "scores": {name: asdict(score) for name, score in comparison.scores.items()}}
+    answers = comparison.answers
+    return {**asdict(replace(comparison, answers=None)), "answers": answers and answers.to_json()}
 
 
 def comparison_from_json(data: dict[str, Any]) -> Comparison:
@@ -81,7 +84,8 @@ def comparison_from_json(data: dict[str, Any]) -> Comparison:
     try:
         scores = {str(name): _score(score) for name, score in data["scores"].items()}
         silent = {str(name): str(reason)[:500] for name, reason in data["silent"].items()}
-        return Comparison(scores, silent, int(data["queries"]), dict(data["detail"]))
+        answers = Answers.from_json(data["answers"]) if data["answers"] else None
+        return Comparison(scores, silent, int(data["queries"]), dict(data["detail"]), answers)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"not a comparison: {error}") from None
 
