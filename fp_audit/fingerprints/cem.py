@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,13 @@ if TYPE_CHECKING:
     from fp_audit.networks import Network
     from fp_audit.workshop import Workshop
 
-Ensemble: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
-"""From n x C x H x W images in [0, 1] to the probabilities of m networks, m x n x K."""
+
+class Ensemble(Protocol):
+    """The probabilities of m networks."""
+
+    def __call__(self, images: torch.Tensor, chosen: Sequence[int] | None = None) -> torch.Tensor:
+        """Answer n x C x H x W images in [0, 1] with m x n x K probabilities, of the ``chosen`` networks only."""
+
 
 THRESHOLDS = {0.01: 0.63, 0.025: 0.75, 0.05: 0.84, 0.075: 0.86, 0.1: 0.87, 0.125: 0.87, 0.15: 0.87}
 """Table 1 of the paper: CAEAcc from which a CIFAR-10 model counts as a surrogate, by epsilon."""
@@ -94,6 +99,7 @@ class Cem(Queried):
         gamma: weight of the agreement of victim and surrogates.
         conferrability: least value of equation 2 to keep an image; at .95 with 18 networks of a kind all must agree.
         early: finish an image as soon as it is conferrable, instead of after all steps.
+        sampled: networks of each side that one step follows; 0: all.
         batch: images searched for at once; autograd then holds this many passes through every network.
     """
 
@@ -125,6 +131,7 @@ class Cem(Queried):
         gamma: float = 1.0,
         conferrability: float = 0.95,
         early: bool = True,
+        sampled: int = 6,
         batch: int = 64,
     ) -> None:
         if not 1 / 255 <= epsilon <= 1:
@@ -136,6 +143,8 @@ class Cem(Queried):
         for option, given in {"surrogates": surrogates, "independents": independents, "batch": batch}.items():
             if given < 1:
                 raise UsageError(f"cem: {option} is {given}; expected at least 1")
+        if sampled < 0:
+            raise UsageError(f"cem: sampled is {sampled}; expected 0 (all networks) or more")
         self.options = {
             "queries": queries,
             "surrogates": surrogates,
@@ -149,6 +158,7 @@ class Cem(Queried):
             "gamma": gamma,
             "conferrability": conferrability,
             "early": early,
+            "sampled": sampled,
             "batch": batch,
         }
 
@@ -244,13 +254,15 @@ class Cem(Queried):
 
         options, turn = self.options, count(1)
         weights = options["alpha"], options["beta"], options["gamma"]
-        generator = torch.Generator(start.device).manual_seed(seed)
+        generator, draws = torch.Generator(start.device).manual_seed(seed), np.random.default_rng(seed)
         with torch.no_grad():
             first = sides.victim(start).softmax(dim=1)
 
         def objective(x: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            surr = mean_prediction(sides.surrogates(x), options["dropout"], generator)
-            ref = mean_prediction(sides.independents(x), options["dropout"], generator)
+            surr, ref = (
+                mean_prediction(side(x, drawn(options[name], options["sampled"], draws)), options["dropout"], generator)
+                for name, side in (("surrogates", sides.surrogates), ("independents", sides.independents))
+            )
             loss = conferrable_loss(first[index], sides.victim(x).softmax(dim=1), surr, ref, weights)
             done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
             if options["early"] and next(turn) % CHECK_EVERY == 0:
@@ -336,7 +348,9 @@ def ensemble(modules: Sequence[torch.nn.Module], *, together: bool) -> Ensemble:
     for module in modules:
         module.requires_grad_(False)
     if not together:
-        return lambda images: torch.stack([module(images).softmax(dim=1) for module in modules])
+        return lambda images, chosen=None: torch.stack(
+            [modules[i](images).softmax(dim=1) for i in (range(len(modules)) if chosen is None else chosen)]
+        )
     weights, buffers = stack_module_state(list(modules))
     own = {name: stacked for name, stacked in {**weights, **buffers}.items() if (stacked != stacked[:1]).any()}
 
@@ -344,7 +358,17 @@ def ensemble(modules: Sequence[torch.nn.Module], *, together: bool) -> Ensemble:
         logits: torch.Tensor = functional_call(modules[0], state, (images,))
         return logits.softmax(dim=1)
 
-    return lambda images: torch.vmap(answer, in_dims=(0, None))(own, images)
+    def answers(images: torch.Tensor, chosen: Sequence[int] | None = None) -> torch.Tensor:
+        state = own if chosen is None else {name: stacked[list(chosen)] for name, stacked in own.items()}
+        together: torch.Tensor = torch.vmap(answer, in_dims=(0, None))(state, images)
+        return together
+
+    return answers
+
+
+def drawn(count: int, sampled: int, rng: np.random.Generator) -> Sequence[int] | None:
+    """Draw the networks of one step out of ``count``; None for all of them."""
+    return rng.choice(count, sampled, replace=False).tolist() if 0 < sampled < count else None
 
 
 def mean_prediction(probabilities: torch.Tensor, dropout: float, generator: torch.Generator) -> torch.Tensor:

@@ -26,6 +26,7 @@ from fp_audit.fingerprints.cem import (
     conferrable_loss,
     cross_entropy,
     decision_threshold,
+    drawn,
     enough,
     ensemble,
     ensemble_output,
@@ -133,7 +134,16 @@ def test_members_together_are_members_one_by_one(family):
         x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(9)).requires_grad_(True)
         answers = ensemble(modules, together=together)(x)
         gradients.append((answers.detach(), torch.autograd.grad(answers[..., 0].square().sum(), x)[0]))
+        torch.testing.assert_close(ensemble(modules, together=together)(x, [2, 0]), answers[[2, 0]])
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_follows_few_networks_and_not_always_the_same():
+    rng = np.random.default_rng(0)
+    steps = [drawn(18, 6, rng) for _ in range(30)]
+    assert all(len(set(step)) == 6 and set(step) <= set(range(18)) for step in steps)
+    assert set().union(*steps) == set(range(18))
+    assert drawn(18, 0, rng) is drawn(6, 6, rng) is None
 
 
 def test_mean_prediction_without_dropout_is_the_mean():
@@ -439,9 +449,9 @@ def test_early_only_saves_steps():
     for early in (True, False):
         calls[early] = 0
 
-        def counting(x, early=early):
+        def counting(x, chosen=None, early=early):
             calls[early] += len(x) * x.requires_grad  # looks at what is there already are cheap
-            return stolen(x)
+            return stolen(x, chosen)
 
         sides = Sides(VICTIM.module, counting, ensemble([planes(SHIFT)], together=False))
         method = Cem(**{**FAST, **WEIGHTS, "early": early})
@@ -502,7 +512,7 @@ def test_bad_options_are_refused(options, message):
 
 def test_digits(tmp_path, monkeypatch):
     """Train a victim, three surrogates and three independents on real images, and look at what they say."""
-    monkeypatch.setattr(networks, "SEEN_IMAGES", 4000)
+    monkeypatch.setattr(networks, "SEEN_IMAGES", 8000)
     in_this_process = lambda workers, mp_context: ThreadPoolExecutor(1)  # noqa: E731
     monkeypatch.setattr(networks, "ProcessPoolExecutor", in_this_process)
     pixels, labels = digits()
