@@ -66,19 +66,24 @@ def _hesitant_blends(
     victim: BlackBox, pixels: Pixels, labels: NDArray[np.intp], count: int, rng: np.random.Generator
 ) -> tuple[Pixels, Outputs]:
     """Return ``count`` blends of the middle-low margins, and the victim's answers to them."""
-    first, second = rng.integers(len(pixels), size=(2, CANDIDATES * count))
-    differ = labels[first] != labels[second]
-    first, second = first[differ], second[differ]
-    if len(first) < 2 * count:
+    drawn = blends(pixels, labels, CANDIDATES * count, rng)
+    if len(drawn) < 2 * count:
         raise DataError("the victim gives nearly all images one label: pass images of all its classes")
-    weight = rng.uniform(*BLEND, (len(first), 1, 1, 1))
-    blends = np.rint(weight * pixels[first] + (1 - weight) * pixels[second]).astype(np.uint8)
-    answers = predict_pixels(victim, blends)
+    answers = predict_pixels(victim, drawn)
     top = np.sort(answers, axis=1)
     margin = top[:, -1] - top[:, -2]
     low, high = np.quantile(margin, MARGINS)
     chosen = np.flatnonzero((margin >= low) & (margin <= high))[:count]
-    return blends[chosen], answers[chosen]
+    return drawn[chosen], answers[chosen]
+
+
+def blends(pixels: Pixels, labels: NDArray[np.intp], count: int, rng: np.random.Generator) -> Pixels:
+    """Blend ``count`` pairs of N images; those that have one label are left out, so that fewer may come back."""
+    first, second = rng.integers(len(pixels), size=(2, count))
+    differ = labels[first] != labels[second]
+    first, second = first[differ], second[differ]
+    weight = rng.uniform(*BLEND, (len(first), 1, 1, 1))
+    return np.asarray(np.rint(weight * pixels[first] + (1 - weight) * pixels[second]), np.uint8)
 
 
 def predict_pixels(model: BlackBox, pixels: Pixels) -> Outputs:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fp_audit import plugins
+from fp_audit.answers import Recorded, Replayed
 from fp_audit.data import Labelled
 from fp_audit.errors import AccessError, DataError, NotApplicable, TargetError, UsageError
 from fp_audit.fingerprints._base import Method
@@ -83,7 +84,7 @@ FAST = {
     "steps": 60,
     "batch": 32,
     "surrogates": 3,
-    "independents": 3,
+    "independents": 4,
     "images": 4,
     "masks": 8,
     "points": 6,
@@ -272,3 +273,18 @@ def test_answers_that_are_no_numbers_are_a_corrupt_model(name):
     broken.predict = lambda images: np.full((len(images), 5), np.nan, np.float32)
     with pytest.raises((TargetError, NotApplicable)):
         made(name).compare(kept(name), subject(broken))
+
+
+REMOTE = [name for name in ASKING if plugins.load("fingerprints", name).suspect_access == Access.QUERIES]
+
+
+@pytest.mark.parametrize("name", REMOTE)
+def test_what_it_shows_is_fixed_and_can_be_written_to_files(name):
+    shown = []
+    for model in (VICTIM, Tiny(network(5))):
+        recorded = Recorded(model)
+        score = made(name).compare(kept(name), Subject.of_model(recorded))
+        shown.append(set(recorded.answers.rows))
+        again = made(name).compare(kept(name), Subject.of_model(Replayed(recorded.answers)))
+        assert again.value == pytest.approx(score.value, abs=1e-5)
+    assert shown[0] == shown[1]

@@ -1,0 +1,206 @@
+"""What a suspect shares with the victim beyond what all models of the task share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fp_audit.data import Labelled
+from fp_audit.errors import DataError, UsageError
+from fp_audit.fingerprints._base import versus
+from fp_audit.fingerprints._queried import Queried, Queries
+from fp_audit.fingerprints._queries import blends, centred_logits, predict_pixels
+from fp_audit.model import TOP_K, as_images, as_probabilities
+from fp_audit.subject import Subject
+from fp_audit.types import Access, Fingerprint, OutputKind, Outputs, Score
+
+if TYPE_CHECKING:
+    from fp_audit.networks import Network
+    from fp_audit.workshop import Workshop
+
+NATURAL_SHARE, MOST_NATURAL = 0.2, 4000
+"""Share of the data, at most so many images, that no innocent network is trained on: queries are drawn from them."""
+
+PRIOR = 4.0
+"""Innocents that the spread over all queries is worth when the spread at one query is estimated."""
+
+LABEL_PRIOR = 0.5
+"""Added to the innocents' count of each label at each query (Krichevsky and Trofimov, 1981)."""
+
+FARTHEST = 5.0
+"""Residuals are cut to this many standard deviations, so that no single answer decides."""
+
+
+class Residual(Queried):
+    """Correlation of the suspect's and the victim's deviations from innocent models; in [-1, 1].
+
+    Most of what two models of one task agree on they owe to the task. Innocent networks are trained here to learn that
+    part: their mean answer m (N x K) and spread s (N) at every query. What remains of a model's answers z is ::
+
+        r(z) = (z - b m) / s,   b = <z, m> / <m, m>  (both weighted with 1 / s^2)
+
+    and the score is the cosine between ``r`` of the suspect and ``r`` of the victim: the matched filter for what is
+    the victim's own, in noise of the innocents' spread. Innocents come out near 0 however hard a query is, because the
+    mistakes that they all make are in m. It is the likelihood-ratio test, up to a monotone map, for a surrogate that
+    lies some way from the innocents towards the victim where answers are normal with the innocents' variance: LiRA
+    (Carlini et al., S&P 2022) with the victim's answer in place of a member's. z are centred logits, scaled so that
+    their median length at a query is 1. Of a suspect that shows labels only, z are one-hot rows, m the innocents'
+    smoothed label frequencies f, s = sqrt(f (1 - f)) for each label, and b = 1.
+
+    Queries are those candidates (images that no innocent here was trained on, and blends of two of them) at which the
+    victim's residual is largest, which is where one answer tells most (expected information of the normal model).
+    The innocents here are not those of the null: that a query was chosen because they disagree with the victim does
+    not make the test reject too often.
+
+    Source: this project; see above for what it is put together from.
+
+    Args:
+        queries: images to keep.
+        independents: innocent networks to train, 4 or more.
+    """
+
+    name: ClassVar[str] = "residual"
+    summary: ClassVar[str] = "what answers share with the victim's beyond what all models of the task share"
+    paper: ClassVar[str] = "this project, after LiRA (Carlini et al., S&P 2022)"
+    withstands: ClassVar[str] = "fine-tuning, pruning, quantisation, extraction of logits or probabilities"
+    misses: ClassVar[str] = "extraction by labels that are nearly all the true ones"
+    victim_access: ClassVar[Access] = Access.QUERIES
+    default: ClassVar[bool] = False
+    needs_data: ClassVar[bool] = True
+    aligned: ClassVar[bool] = True
+    query_set: ClassVar[str | None] = "residual"
+    resolution: ClassVar[float] = 0.02
+
+    def __init__(self, *, queries: int = 100, independents: int = 8) -> None:
+        if independents < 4:
+            raise UsageError(f"residual: independents is {independents}; expected 4 or more")
+        self.options = {"queries": queries, "independents": independents}
+
+    @staticmethod
+    def explain(score: float, detail: Mapping[str, Any], null: Mapping[str, Any] | None) -> str:
+        """See ``Method.explain``."""
+        del detail
+        return f"deviates from innocent models the way the victim does: correlation {score:.2f}" + versus(null, ".2f")
+
+    def _queries(self, victim: Subject, data: Labelled | None, rng: np.random.Generator, workshop: Workshop) -> Queries:
+        return self._chosen(victim, data, rng, workshop)[0]
+
+    def _generate(
+        self, victim: Subject, data: Labelled | None, rng: np.random.Generator, workshop: Workshop
+    ) -> Fingerprint:
+        queries, own, innocents = self._chosen(victim, data, rng, workshop)
+        arrays: dict[str, NDArray[Any]] = {"queries": queries.pixels, "answers": own, "innocents": innocents}
+        facts = {"queries": len(queries.pixels), **queries.facts, "victim_output": victim.black_box().output}
+        return Fingerprint(self.name, {}, arrays, facts)
+
+    def _chosen(
+        self, victim: Subject, data: Labelled | None, rng: np.random.Generator, workshop: Workshop
+    ) -> tuple[Queries, Outputs, Outputs]:
+        """Choose the queries; return also the victim's answers, N x K, and the innocents', R x N x K."""
+        data, model = self.required(data), victim.black_box()
+        order = rng.permutation(len(data))
+        size = min(round(NATURAL_SHARE * len(data)), MOST_NATURAL)
+        if size < self.options["queries"] / 2:
+            raise DataError(f"residual: {len(data)} images are too few for {self.options['queries']} queries")
+        natural = data.pixels[np.sort(order[:size])]
+        candidates = np.concatenate(
+            [natural, blends(natural, predict_pixels(model, natural).argmax(axis=1), size, rng)]
+        )
+        own = predict_pixels(model, candidates)
+        networks = self._innocents(data.take(np.sort(order[size:])), own.shape[1], rng, workshop)
+        answers = np.stack([predict_pixels(network, candidates) for network in networks])
+        mean, spread = shared([unit(read(each, "logits", "logits")) for each in answers])
+        found = np.square(remaining(unit(read(own, model.output, "logits")), mean, spread)).sum(axis=1)
+        chosen = np.sort(np.argsort(-found, kind="stable")[: self.options["queries"]])
+        facts = {"natural": int((chosen < size).sum()), "candidates": len(candidates)}
+        return Queries(candidates[chosen], facts), own[chosen], answers[:, chosen]
+
+    def _innocents(
+        self, data: Labelled, classes: int, rng: np.random.Generator, workshop: Workshop
+    ) -> Sequence[Network]:
+        """Train networks of several architectures on true labels, all with as many classes as the victim."""
+        from dataclasses import replace
+
+        if not data.classes or len(data.classes) != classes:
+            data = replace(data, classes=tuple(map(str, range(classes))))
+        return workshop.independents(data, self.options["independents"], seed=int(rng.integers(2**31)), alike=False)
+
+    def _compare(self, fingerprint: Fingerprint, suspect: Subject) -> Score:
+        arrays, model = fingerprint.arrays, suspect.black_box()
+        theirs = model.predict(as_images(arrays["queries"]))
+        kind: OutputKind = fingerprint.facts["victim_output"]
+        value = similarity(theirs, model.output, (arrays["answers"], kind), arrays["innocents"])
+        return Score(value, queries=len(theirs))
+
+
+def similarity(theirs: Outputs, shown: OutputKind, victim: tuple[Outputs, OutputKind], innocents: Outputs) -> float:
+    """Compare deviations from innocent models.
+
+    Args:
+        theirs: the suspect's answers, N x K.
+        shown: what they are; what they hide is hidden of all others too.
+        victim: its answers, N x K, and what they are.
+        innocents: logits of R innocent models, R x N x K.
+
+    Returns:
+        A correlation in [-1, 1]; 0 if either does not deviate.
+    """
+    suspect, own = read(theirs, shown, shown), read(victim[0], victim[1], shown)
+    others = [read(each, "logits", shown) for each in innocents]
+    if shown == "labels":
+        frequency, spread = label_frequency(others)
+        left, right = ((each - frequency) / spread for each in (suspect, own))
+    else:
+        mean, at_query = shared([unit(each) for each in others])
+        left, right = (remaining(unit(each), mean, at_query) for each in (suspect, own))
+    norm = np.linalg.norm(left) * np.linalg.norm(right)
+    return float((left * right).sum() / norm) if norm else 0.0
+
+
+def read(answers: Outputs, kind: OutputKind, shown: OutputKind) -> NDArray[np.float64]:
+    """Read N x K answers of ``kind`` as if no more than ``shown`` were seen: one-hot rows or centred logits."""
+    if shown == "labels":
+        return np.asarray(np.eye(answers.shape[1])[answers.argmax(axis=1)])
+    if shown == "topk" and kind != "topk":
+        probabilities = as_probabilities(answers, kind)
+        least = np.sort(probabilities, axis=1)[:, [-min(TOP_K, answers.shape[1])]]
+        return centred_logits(np.where(probabilities >= least, probabilities, np.float32(0)), "topk")
+    return centred_logits(answers, kind)
+
+
+def unit(answers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scale to a median length of 1 at a query: how sure of itself a model is says nothing of where it comes from."""
+    size = np.median(np.linalg.norm(answers, axis=1))
+    return answers / size if size else answers
+
+
+def shared(answers: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what R innocents' answers (N x K each) have in common: mean, N x K, and spread, N x 1.
+
+    The variance at a query is shrunk towards that over all queries, which counts as ``PRIOR`` innocents.
+    """
+    stacked = np.stack(answers)
+    mean = stacked.mean(axis=0)
+    variance = np.square(stacked - mean).sum(axis=0).mean(axis=1, keepdims=True) / max(1, len(stacked) - 1)
+    weight = len(stacked) / (len(stacked) + PRIOR)
+    return mean, np.sqrt(np.maximum(weight * variance + (1 - weight) * variance.mean(), 1e-12))
+
+
+def remaining(
+    answers: NDArray[np.float64], mean: NDArray[np.float64], spread: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Take what innocents share out of N x K answers, in units of their spread, N x K."""
+    scaled, common = answers / spread, mean / spread
+    size = float((common * common).sum())
+    slope = float((scaled * common).sum()) / size if size else 0.0
+    return np.clip(scaled - slope * common, -FARTHEST, FARTHEST)
+
+
+def label_frequency(labels: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return how often R innocents (one-hot rows, N x K each) say each label, smoothed, and its deviation, N x K."""
+    counts = np.sum(labels, axis=0) + LABEL_PRIOR
+    frequency = counts / counts.sum(axis=1, keepdims=True)
+    return frequency, np.sqrt(frequency * (1 - frequency))
