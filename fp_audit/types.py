@@ -219,3 +219,5 @@ class Finding:
     q_value: float | None
     evidence: tuple[Evidence, ...]
     cost: Cost
+    ignored: str | None = None
+    """Why it does not count for the exit code (see ``policy``); None if it counts."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 from fp_audit.types import Access, Finding, Skipped, Verdict
+
+_ORDER = list(Verdict)
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,29 @@ class Report:
     skipped: tuple[Skipped, ...]
     alpha: float
     depth: Access
+    serious: tuple[Verdict, ...] = (Verdict.IDENTICAL, Verdict.DERIVED)
+    """Verdicts that fail the scan."""
 
     def counts(self) -> Mapping[str, int]:
-        """Return the number of targets, of findings by verdict, and of skipped targets."""
+        """Return the number of targets, of findings by verdict, of skipped targets, and of ignored findings."""
         by_verdict = {str(verdict): sum(finding.verdict == verdict for finding in self.findings) for verdict in Verdict}
         targets = len({finding.target for finding in self.findings}) + len(self.skipped)
-        return {"targets": targets, **by_verdict, "skipped": len(self.skipped)}
+        ignored = sum(finding.ignored is not None for finding in self.findings)
+        return {"targets": targets, **by_verdict, "skipped": len(self.skipped), "ignored": ignored}
+
+    def ordered(self) -> list[Finding]:
+        """Return the findings, most serious first."""
+        return sorted(self.findings, key=lambda finding: _ORDER.index(finding.verdict))
+
+    def fails(self, finding: Finding) -> bool:
+        """Whether this finding fails the scan."""
+        return finding.verdict in self.serious and finding.ignored is None
+
+
+def plain(finding: Finding) -> dict[str, Any]:
+    """Return a finding as JSON values, numbers unrounded. Programs read them: fields are added, never changed."""
+    evidence = [{**asdict(item), "access": str(item.access)} for item in finding.evidence]
+    return {**asdict(finding), "verdict": str(finding.verdict), "evidence": evidence}
 
 
 class Format(ABC):

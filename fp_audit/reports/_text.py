@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fp_audit.types import Verdict
+from fp_audit.types import Finding, Verdict
 
 STYLES = {
     Verdict.IDENTICAL: "bold red",
@@ -15,10 +15,20 @@ STYLES = {
 """How verdicts look on a terminal."""
 
 
-def printable(text: str) -> str:
-    """Make a name or a message from a model harmless for a terminal: one line, no control characters, no end."""
-    shown = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
-    return shown if len(shown) <= 300 else shown[:297] + "..."
+def escaped(text: str) -> str:
+    """Make a name or a message from a model harmless: one line, no character that a terminal, XML or UTF-8 minds."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def printable(text: str, limit: int = 300) -> str:
+    """Make a name or a message from a model harmless for a person: one line, no control characters, an end."""
+    shown = escaped(text)
+    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+
+
+def why(finding: Finding) -> str:
+    """Say what a verdict rests on, and why it does not count if it does not."""
+    return finding.reason if finding.ignored is None else f"(ignored: {finding.ignored}) {finding.reason}"
 
 
 def p_text(p: float | None) -> str:

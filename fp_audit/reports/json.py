@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from fp_audit import __version__
-from fp_audit.reports._base import Format, Report
-from fp_audit.types import Evidence, Finding
+from fp_audit.reports._base import Format, Report, plain
 
 SCHEMA_VERSION = 1
 
@@ -28,17 +27,8 @@ class Json(Format):
             "victims": list(report.victims),
             "alpha": report.alpha,
             "depth": str(report.depth),
-            "findings": [_finding(finding) for finding in report.findings],
+            "findings": [plain(finding) for finding in report.findings],
             "skipped": [asdict(item) for item in report.skipped],
             "summary": dict(report.counts()),
         }
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
-
-
-def _finding(finding: Finding) -> dict[str, Any]:
-    fields = asdict(finding)
-    return {**fields, "verdict": str(finding.verdict), "evidence": [_evidence(item) for item in finding.evidence]}
-
-
-def _evidence(evidence: Evidence) -> dict[str, Any]:
-    return {**asdict(evidence), "access": str(evidence.access)}

@@ -6,10 +6,7 @@ import io
 from typing import ClassVar
 
 from fp_audit.reports._base import Format, Report
-from fp_audit.reports._text import STYLES, p_text, printable
-from fp_audit.types import Verdict
-
-_ORDER = list(Verdict)
+from fp_audit.reports._text import STYLES, p_text, printable, why
 
 
 class Table(Format):
@@ -31,10 +28,10 @@ class Table(Format):
         for heading in ("VERDICT", "TARGET", *(["VICTIM"] if several else []), "p"):
             table.add_column(heading, no_wrap=heading in ("VERDICT", "p"), overflow="fold")
         table.add_column("WHY: the target ...", ratio=1, overflow="fold")
-        for finding in sorted(report.findings, key=lambda item: _ORDER.index(item.verdict)):
+        for finding in report.ordered():
             row = [Text(finding.verdict, STYLES[finding.verdict]), Text(printable(finding.target))]
             row += [Text(printable(finding.victim))] if several else []
-            table.add_row(*row, Text(p_text(finding.p_value)), Text(printable(finding.reason)))
+            table.add_row(*row, Text(p_text(finding.p_value)), Text(printable(why(finding))))
         for item in report.skipped:
             row = [Text("skipped", "magenta"), Text(printable(item.target)), *([Text("")] if several else [])]
             table.add_row(*row, Text("-"), Text(printable(item.reason)))

@@ -68,6 +68,7 @@ def test_targets_are_counted_once_and_findings_by_verdict():
         "independent": 1,
         "inconclusive": 0,
         "skipped": 1,
+        "ignored": 0,
     }
 
 
