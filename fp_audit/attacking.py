@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -226,6 +227,31 @@ def measure(folder: Path, surrogate: Surrogate, target: OpenVictim, held_out: La
     return Fidelity(float((stolen == truth).mean()), victim_accuracy, float((stolen == answers).mean()), len(held_out))
 
 
+def slug(spec: str) -> str:
+    """Name the folder of a surrogate after the attack that makes it."""
+    return re.sub(r"[^A-Za-z0-9.,=+-]+", "_", spec)
+
+
+def made_before(where: Path, attacks: Sequence[Attack], target: OpenVictim, seed: int) -> dict[str, Any] | None:
+    """Return the provenance of a surrogate that an earlier call has made; None if there is none.
+
+    Raises:
+        UsageError: what lies there is something else.
+    """
+    if not where.exists():
+        return None
+    try:
+        found: dict[str, Any] = json.loads((where / PROVENANCE).read_text())
+        same = found["seed"] == seed and found["data"]["digest"] == target.digest
+        same = same and sorted(found["victim"]["sha256"].values()) == sorted(map(str, target.sha256.values()))
+        same = same and found["attack"] == "+".join(attack.name for attack in attacks)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError):
+        same = False
+    if not same:
+        raise UsageError(f"{where} was made from another model, seed or data set: name another --out, or remove it")
+    return found
+
+
 def _divided(data: Labelled, seed: int) -> tuple[Labelled, Labelled]:
     """Divide images into those that the attack sees and those that it is measured on."""
     count = min(MAX_HELD_OUT, int(HELD_OUT * len(data)))
@@ -283,7 +309,7 @@ def staged(out: Path) -> Iterator[Path]:
         UsageError: ``out`` exists and is not an empty folder, or cannot be made.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists: name a new or empty folder to write the surrogate to")
+        raise UsageError(f"{out} exists: name a new or empty folder to write to")
     staging = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}")
     with _writing(out):
         staging.mkdir(parents=True)

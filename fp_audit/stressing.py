@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from fp_audit import audit, calibrate, plugins, victims
-from fp_audit.attacking import PROVENANCE, OpenVictim, open_victim, run_attacks, staged
+from fp_audit.attacking import OpenVictim, made_before, open_victim, run_attacks, slug, staged
 from fp_audit.attacks._base import Attack
 from fp_audit.attacks._options import from_specs
 from fp_audit.audit import Job, Outcome
@@ -131,10 +128,10 @@ def _attacked(
     for i, (spec, attacks) in enumerate(specs.items()):
         left = f", about {_minutes(spent / i * (len(specs) - i))} left" if spent else ""
         title, start = f"attack {i + 1} of {len(specs)}{left}: {spec}", time.monotonic()
-        where = folder / _slug(spec)
+        where = folder / slug(spec)
         progress(title, i / len(specs))
         try:
-            provenance = _made_before(where, attacks, target, options.seed)
+            provenance = made_before(where, attacks, target, options.seed)
             if provenance is None:
                 with staged(where) as out:
                     told = _under(title, i, len(specs), progress)
@@ -157,35 +154,11 @@ def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
-def _slug(spec: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.,=+-]+", "_", spec)
-
-
-def _made_before(where: Path, attacks: Sequence[Attack], target: OpenVictim, seed: int) -> dict[str, Any] | None:
-    """Return the provenance of a surrogate that an earlier call has made; None if there is none.
-
-    Raises:
-        UsageError: what lies there is something else.
-    """
-    if not where.exists():
-        return None
-    try:
-        found: dict[str, Any] = json.loads((where / PROVENANCE).read_text())
-        same = found["seed"] == seed and found["data"]["digest"] == target.digest
-        same = same and sorted(found["victim"]["sha256"].values()) == sorted(map(str, target.sha256.values()))
-        same = same and found["attack"] == "+".join(attack.name for attack in attacks)
-    except (OSError, KeyError, TypeError, ValueError, AttributeError):
-        same = False
-    if not same:
-        raise UsageError(f"{where} was made from another model, seed or data set: name another --out, or remove it")
-    return found
-
-
 def _scanned(
     trials: Sequence[Trial], victim: Victim, folder: Path, options: StressOptions, progress: Progress
 ) -> tuple[Trial, ...]:
     """Scan all surrogates with all methods."""
-    where = {str(folder / _slug(trial.attack)): trial.attack for trial in trials if trial.provenance}
+    where = {str(folder / slug(trial.attack)): trial.attack for trial in trials if trial.provenance}
     located = list(locate(list(where), SourceOptions(offline=True)))
     names = {item.artifact.target: where[item.artifact.listing or ""] for item in located if isinstance(item, Located)}
     job = Job(
