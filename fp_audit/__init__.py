@@ -11,6 +11,8 @@ Start reading here:
 - ``registration``   ``register``: fingerprints, independents, nulls
 - ``attacking``      ``attack``: surrogates to try the fingerprints on
 - ``stressing``      ``stress``: all attacks against all fingerprints of a victim
+- ``scoring``        ``evaluate``: a ``zoo`` of surrogates and independents, and how often verdicts about it are right
+- ``bundle``         the evidence of a scan in one archive; ``verifying`` judges it again; ``querying`` asks by files
 - ``fingerprints/``  one method a file; ``attacks/`` one attack a file; ``sources/``, ``reports/``, ``cli/`` likewise
 - ``model``          the one interface of all models; ``adapters/fp_audit_adapters`` makes them
 - ``calibrate``      scores to p-values to verdicts
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from fp_audit.scanning import ScanOptions as ScanOptions
     from fp_audit.scanning import compare as compare
     from fp_audit.scanning import scan as scan
+    from fp_audit.scoring import EvaluationOptions as EvaluationOptions
+    from fp_audit.scoring import evaluate as evaluate
     from fp_audit.stressing import StressOptions as StressOptions
     from fp_audit.stressing import stress as stress
     from fp_audit.types import Finding as Finding
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "EvaluationOptions": "scoring",
     "Finding": "types",
     "Plan": "registration",
     "ScanOptions": "scanning",
@@ -51,6 +56,7 @@ _HOMES = {
     "abilities": "registration",
     "attack": "attacking",
     "compare": "scanning",
+    "evaluate": "scoring",
     "load": "loading",
     "register": "registration",
     "scan": "scanning",

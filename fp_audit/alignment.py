@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fp_audit.data import Labelled
-from fp_audit.errors import NotApplicable, UsageError
+from fp_audit.errors import NotApplicable, Unanswered, UsageError
 from fp_audit.metrics import accuracy
-from fp_audit.model import BlackBox, Memoised, Reordered, Unprepared, as_images, as_probabilities
+from fp_audit.model import HIDDEN, BlackBox, Memoised, Reordered, Unprepared, Widened, as_images, as_probabilities
 from fp_audit.preprocess import Preprocess, candidates
 from fp_audit.types import Images, Outputs, Pixels
 
@@ -142,18 +142,23 @@ class Alignment:
     order: NDArray[np.intp]
     """The suspect's column for each class of the victim."""
     how: str
-    """``order``, ``names`` or ``predictions``."""
-    accuracy: float
-    """On the probes, after aligning."""
+    """``order``, ``names``, ``predictions``, or ``names, unchecked``."""
+    accuracy: float | None
+    """On the probes, after aligning; None where the probes have no answers."""
 
 
 def align(suspect: BlackBox, probes: Probes) -> Alignment:
     """Bring a suspect's classes into the victim's order: by name, else by assignment on the probes' predictions.
 
+    Without answers to the probes, names that are the victim's are believed.
+
     Raises:
         NotApplicable: the suspect has fewer classes than the victim, or knows nothing of the victim's task.
     """
-    answers = suspect.predict(as_images(probes.pixels))
+    try:
+        answers = suspect.predict(as_images(probes.pixels))
+    except Unanswered as error:
+        return _unchecked(suspect, probes, error)
     if answers.shape[1] < probes.count:
         raise NotApplicable(f"it has {answers.shape[1]} classes, the victim has {probes.count}")
     order, how = _order(suspect, answers, probes)
@@ -165,6 +170,35 @@ def align(suspect: BlackBox, probes: Probes) -> Alignment:
             "another task, or its classes or preprocessing could not be found out"
         )
     return Alignment(Reordered(suspect, order, probes.classes), order, how, reached)
+
+
+def _unchecked(suspect: BlackBox, probes: Probes, error: Unanswered) -> Alignment:
+    """Align by name alone, for the reason that ``error`` states."""
+    named = _by_name(suspect.classes, probes.classes)
+    if named is None:
+        raise NotApplicable(
+            f"its classes are not named like the victim's, and cannot be matched on the labelled images: {error}"
+        )
+    return Alignment(Reordered(suspect, named, probes.classes), named, "names, unchecked", None)
+
+
+def open_ended(suspect: BlackBox, count: int, classes: Sequence[str] | None) -> BlackBox:
+    """Give a suspect that shows labels or top-k answers the victim's classes that it has not shown.
+
+    Where every name that it uses is the victim's, the others are added by name, else as many columns as are missing.
+
+    Args:
+        suspect: the model.
+        count: number of the victim's classes.
+        classes: their names, if it has any.
+    """
+    if suspect.output not in HIDDEN:
+        return suspect
+    ours = {_key(name) for name in suspect.classes or ()}
+    unseen = tuple(name for name in classes or () if _key(name) not in ours)
+    if suspect.classes and classes and ours <= set(map(_key, classes)):
+        return Widened(suspect, len(suspect.classes) + len(unseen), (*suspect.classes, *unseen))
+    return Widened(suspect, count, suspect.classes)
 
 
 def count_outputs(model: BlackBox) -> int:
@@ -210,11 +244,15 @@ def _order(suspect: BlackBox, answers: Outputs, probes: Probes) -> tuple[NDArray
 def _by_name(ours: tuple[str, ...] | None, theirs: tuple[str, ...] | None) -> NDArray[np.intp] | None:
     if not ours or not theirs:
         return None
-    where = {name.strip().lower(): index for index, name in enumerate(ours)}
-    wanted = [name.strip().lower() for name in theirs]
+    where = {_key(name): index for index, name in enumerate(ours)}
+    wanted = [_key(name) for name in theirs]
     if len(where) < len(ours) or not set(wanted) <= set(where):
         return None
     return np.array([where[name] for name in wanted], np.intp)
+
+
+def _key(name: str) -> str:
+    return name.strip().lower()
 
 
 def _by_predictions(probabilities: Outputs, probes: Probes) -> NDArray[np.intp]:

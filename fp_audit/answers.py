@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fp_audit.errors import NotApplicable
+from fp_audit.errors import Unanswered
 from fp_audit.model import BlackBox, Wrapper
 from fp_audit.types import Images, InputSpec, OutputKind, Outputs, Pixels
 
@@ -43,8 +43,8 @@ class Answers:
     """Digest of an image -> K values."""
 
     def joined(self, other: Answers) -> Answers:
-        """Return these and the others, of the same model."""
-        return Answers(self.output, self.classes, {**self.rows, **other.rows})
+        """Return these and the others, of the same model; these where both answer one image."""
+        return Answers(self.output, self.classes, {**other.rows, **self.rows})
 
     def to_json(self) -> dict[str, Any]:
         """Turn into JSON values; the numbers are float32 in base64, little-endian, row after row."""
@@ -77,7 +77,10 @@ class Answers:
 
 
 class Recorded(Wrapper):
-    """Writes down what the model underneath says; of an image that is shown again, the last answer."""
+    """Writes down what the model underneath says, and says no more than that.
+
+    An image that is shown again gets its first answer: a model that answers at random is judged by what was written.
+    """
 
     def __init__(self, model: BlackBox) -> None:
         super().__init__(model)
@@ -90,9 +93,10 @@ class Recorded(Wrapper):
 
     def predict(self, images: Images) -> Outputs:
         """See ``BlackBox.predict``."""
-        answers = self._model.predict(images)
-        self._rows.update(zip(digests(images), answers, strict=True))
-        return answers
+        names = digests(images)
+        for name, answer in zip(names, self._model.predict(images), strict=True):
+            self._rows.setdefault(name, answer)
+        return np.stack([self._rows[name] for name in names])
 
 
 class Replayed:
@@ -108,10 +112,10 @@ class Replayed:
         """See ``BlackBox.predict``.
 
         Raises:
-            NotApplicable: some of the images were never shown to the model.
+            Unanswered: some of the images were never shown to the model.
         """
         names = digests(images)
         missing = sum(name not in self._answers.rows for name in names)
         if missing:
-            raise NotApplicable(f"{missing} of {len(names)} images have no answer")
+            raise Unanswered(f"{missing} of {len(names)} images have no answer")
         return np.stack([self._answers.rows[name] for name in names])

@@ -7,7 +7,7 @@ suspect happens in a sandboxed child; this process reads listings, JSON and scor
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from fp_audit import calibrate, plugins
 from fp_audit.answers import Answers
-from fp_audit.comparison import Comparison, compare
+from fp_audit.comparison import REPEATS, Comparison, compare
 from fp_audit.engine import cores
 from fp_audit.errors import SandboxCrash, TargetError
 from fp_audit.methods import restored, rung
@@ -43,7 +43,9 @@ class Job:
     exhaustive: bool = False
     """Go down the whole ladder even when the verdict is decided (for the nulls of a victim)."""
     record: bool = False
-    """Bring back what each model said."""
+    """Bring back what each model said, and the digests of its files."""
+    repeats: int = REPEATS
+    """Times that each image is shown to a model that answers at random."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class Outcome:
     failure: str | None
     """Why the ladder was left before its end."""
     cost: Cost
-    answers: Answers | None = None
-    """All that the model said to any victim's queries, in its own class order, where ``Job.record`` asks for it."""
+    answers: Mapping[str, Answers] = field(default_factory=dict)
+    """By victim, all that the model said to its queries, in its own class order, where ``Job.record`` asks for it."""
 
 
 def run(
@@ -123,7 +125,7 @@ def examine(item: Located, job: Job, sandbox: Sandbox, pairs: int) -> Outcome | 
     try:
         subject = Subject.of_artifact(item.artifact, adapter(item.artifact.adapter), job.load)
         for path, victim in job.victims.items():
-            names = _methods(victim, Access.IDENTITY, job.depth)
+            names = methods_for(victim, Access.IDENTITY, job.depth, state.gives)
             state.add(path, victim, compare(subject, victim, names, Access.IDENTITY), Access.IDENTITY)
         for access in LADDER:
             wanted = state.undecided(job, access, pairs)
@@ -150,7 +152,12 @@ class _State:
     """Whether a child has read the model: before that a failure means that nothing was examined."""
     failure: str | None = None
     queries: int = 0
-    answers: Answers | None = None
+    answers: dict[str, Answers] = field(default_factory=dict)
+
+    @property
+    def gives(self) -> Collection[Access]:
+        """The accesses that the model's files can give."""
+        return adapter(self.artifact.adapter).gives
 
     def add(self, path: Path, victim: Victim, comparison: Comparison, access: Access) -> None:
         judged = tuple(
@@ -160,7 +167,8 @@ class _State:
         self.silent[path] |= comparison.silent
         self.queries += comparison.queries
         if comparison.answers:
-            self.answers = self.answers.joined(comparison.answers) if self.answers else comparison.answers
+            before = self.answers.get(victim.name)
+            self.answers[victim.name] = before.joined(comparison.answers) if before else comparison.answers
 
     def undecided(self, job: Job, access: Access, pairs: int) -> dict[Path, list[str]]:
         """Return, for each victim that is not decided, its methods of this access."""
@@ -171,7 +179,7 @@ class _State:
             for path, victim in job.victims.items()
             if job.exhaustive or not _decided(self.evidence[path], job.alpha / pairs)
         }
-        wanted = {path: _methods(victim, access, job.depth) for path, victim in open_.items()}
+        wanted = {path: methods_for(victim, access, job.depth, self.gives) for path, victim in open_.items()}
         return {path: methods for path, methods in wanted.items() if methods}
 
     def fetch(self, item: Located) -> None:
@@ -184,7 +192,9 @@ class _State:
         modules = preload(self.artifact.adapter, access)
         readable = [*self.artifact.local_files(), *wanted]
         with sandbox.child(TASK, modules, readable=readable, gpu=job.load.device != "cpu") as child:
-            answer = child.call(request(self.artifact, job.load, access, wanted, record=job.record))
+            answer = child.call(
+                request(self.artifact, job.load, access, wanted, record=job.record, repeats=job.repeats)
+            )
         self.opened = True
         try:
             for path in wanted:
@@ -195,7 +205,7 @@ class _State:
     def outcome(self, job: Job, seconds: float) -> Outcome:
         size = sum(file.size for file in self.artifact.files) if self.artifact.root is not None else 0
         return Outcome(
-            self.artifact,
+            _hashed(self.artifact) if job.record else self.artifact,
             {job.victims[path].name: found for path, found in self.evidence.items()},
             {job.victims[path].name: why for path, why in self.silent.items()},
             self.failure,
@@ -204,9 +214,16 @@ class _State:
         )
 
 
-def _methods(victim: Victim, access: Access, depth: Access) -> list[str]:
-    """Name the victim's methods that run with ``access`` when ``depth`` is allowed."""
-    return [name for name in victim.fingerprints if rung(name, depth) == access]
+def _hashed(artifact: Artifact) -> Artifact:
+    """Return the artifact with the digests of all its files, as far as they are on this machine."""
+    subject = Subject(files=artifact.files, root=artifact.root)
+    return replace(artifact, files=tuple(subject.hashed(file) for file in artifact.files))
+
+
+def methods_for(victim: Victim, access: Access, depth: Access, gives: Collection[Access]) -> list[str]:
+    """Name the victim's methods that run with ``access`` when ``depth`` is allowed and that ``gives`` suffices for."""
+    possible = [name for name, made in victim.fingerprints.items() if restored(made).suspect_access in gives]
+    return [name for name in possible if rung(name, depth) == access]
 
 
 def _decided(evidence: tuple[Evidence, ...], bound: float) -> bool:
@@ -218,7 +235,7 @@ def _decided(evidence: tuple[Evidence, ...], bound: float) -> bool:
 
 def evidence_of(name: str, score: Score, victim: Victim, detail: Mapping[str, Any], access: Access) -> Evidence:
     """Judge one score against the victim's null."""
-    fingerprint, null = victim.fingerprints[name], victim.nulls.get(name)
+    fingerprint, null = victim.fingerprints[name], victim.null(name, detail.get("shown"))
     method = restored(fingerprint)
     accuracy = detail.get("probe_accuracy")
     p, about = calibrate.p_value(score, null, resolution=method.resolution, accuracy=accuracy)
@@ -265,12 +282,12 @@ def _finding(outcome: Outcome, victim: str, p: float | None, q: float | None, al
         verdict = Verdict.COMMON_ANCESTOR
     elif verdict == Verdict.INDEPENDENT and outcome.failure:
         verdict = Verdict.INCONCLUSIVE
-    artifact = outcome.artifact
+    artifact, reason = outcome.artifact, _reason(verdict, evidence, outcome.silent[victim], outcome.failure)
     return Finding(
         target=artifact.target,
         victim=victim,
         verdict=verdict,
-        reason=_reason(verdict, evidence, outcome.silent[victim], outcome.failure),
+        reason=reason + _at_random(evidence),
         adapter=artifact.adapter,
         revision=artifact.revision,
         p_value=p,
@@ -292,3 +309,14 @@ def _reason(verdict: Verdict, evidence: Sequence[Evidence], silent: Mapping[str,
     if verdict == Verdict.INDEPENDENT and not any(item.access >= Access.QUERIES for item in voting):
         return f"{voting[0].statement}; whether it learned from the victim's answers was not judged"
     return voting[0].statement
+
+
+def _at_random(evidence: Sequence[Evidence]) -> str:
+    """Say that a suspect answers at random, if it does: honest models rarely do, some thefts hide behind it."""
+    found = next((item.detail["random"] for item in evidence if "random" in item.detail), None)
+    if found is None:
+        return ""
+    return (
+        f". It answers at random ({found['changed']:.0%} of answers change when an image is shown again): "
+        f"every image was shown {found['repeats']} times"
+    )

@@ -5,6 +5,7 @@ Torch is imported inside the functions: whoever only compares answers never pays
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -32,6 +33,12 @@ Loss = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
 def silent(what: str, done: float) -> None:
     """Show no progress."""
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what results depend on."""
+    packages = ("fp-audit", "numpy", "torch", "onnxruntime", "transformers", "timm")
+    return {name: importlib.metadata.version(name) for name in packages}
 
 
 def pick_device(name: str) -> str:

@@ -6,6 +6,7 @@
     ├── UsageError               the call is wrong: an option, a name, a path            (exit code 2)
     │   ├── DataError            DATA cannot be read or does not fit the model
     │   ├── VictimError          no such victim, a victim of that name exists, a damaged register
+    │   ├── BundleError          a bundle of evidence that is damaged or is none
     │   └── PluginError          no such method, attack, adapter or report; two of one name
     ├── TargetError              this one target cannot be judged: it becomes ``Skipped(reason)``
     │   ├── UnavailableTarget    not found, gated, no network, not in the cache while offline
@@ -18,6 +19,7 @@
     │       └── SandboxMemory
     ├── AccessError              a method asked for more than the model (or its declaration) offers
     └── NotApplicable            a method has nothing to say about this pair: it does not vote
+        └── Unanswered           of a model that cannot be asked, the answers to some images are missing
 
 The text of an error says what was found, what was expected and what to do. Anything that is not
 in this tree is a bug and may end in a traceback.
@@ -38,6 +40,10 @@ class DataError(UsageError):
 
 class VictimError(UsageError):
     """The register has no such victim, has it already, or is damaged."""
+
+
+class BundleError(UsageError):
+    """A bundle of evidence is damaged, was changed after it was written, or is none."""
 
 
 class PluginError(UsageError):
@@ -86,3 +92,7 @@ class AccessError(FpAuditError):
 
 class NotApplicable(FpAuditError):
     """A method has nothing to say about this pair of models; the text says why."""
+
+
+class Unanswered(NotApplicable):
+    """Only what a model said is known, and it was not shown all of these images."""

@@ -2,9 +2,10 @@
 
 A method sees a ``BlackBox`` (images in, answers out) or a ``WhiteBox`` (also a torch module, activations and
 tensors). Adapters make them; wrappers change what is seen without touching the model underneath:
-``Counted`` counts queries, ``Memoised`` answers a repeated batch from memory, ``Finite`` refuses NaN, ``TopK`` and
-``LabelOnly`` hide what an API would hide, ``Reordered`` brings a suspect's classes into the victim's order,
-``Randomised`` puts the random preprocessing in front that a model folder states.
+``Counted`` counts queries, ``Averaged`` asks several times, ``Memoised`` answers a repeated batch from memory,
+``Finite`` refuses NaN, ``TopK`` and
+``LabelOnly`` hide what an API would hide, ``Widened`` adds classes that a suspect never named, ``Reordered`` brings its
+classes into the victim's order, ``Randomised`` puts the random preprocessing in front that a model folder states.
 """
 
 from __future__ import annotations
@@ -115,6 +116,8 @@ class Adapter(ABC):
     """One line for ``fp-audit adapters``."""
     preload: ClassVar[Mapping[Access, tuple[str, ...]]]
     """Modules that a process must have imported to give this access quickly."""
+    gives: ClassVar[frozenset[Access]] = frozenset(Access)
+    """The accesses that its files can give: not all where they hold what a model said and not the model."""
 
     @abstractmethod
     def claim(self, listing: Listing, read: Read) -> Iterator[Artifact | Skipped]:
@@ -220,6 +223,21 @@ class Counted(Wrapper):
         return self._model.predict(images)
 
 
+class Averaged(Wrapper):
+    """Asks a model that answers at random several times: mean logits or probabilities, or the commonest label."""
+
+    def __init__(self, model: BlackBox, times: int) -> None:
+        super().__init__(model)
+        self._times = times
+
+    def predict(self, images: Images) -> Outputs:
+        """See ``BlackBox.predict``. Of labels that are equally common the first is taken."""
+        mean = np.mean([self._model.predict(images) for _ in range(self._times)], axis=0, dtype=np.float64)
+        if self.output == "labels":
+            return np.asarray(np.eye(mean.shape[1], dtype=np.float32)[mean.argmax(axis=1)])
+        return np.asarray(mean, np.float32)
+
+
 class Memoised(Wrapper):
     """Asks each distinct batch once: methods that share a query set share its answers."""
 
@@ -283,6 +301,38 @@ class LabelOnly(Wrapper):
         """Answer with N x K rows that hold a single one."""
         answers = self._model.predict(images)
         return np.asarray(np.eye(answers.shape[1], dtype=np.float32)[answers.argmax(axis=1)])
+
+
+TOP_K = 3
+"""Probabilities that are looked at where a suspect shows its largest ones only."""
+
+
+def cut(model: BlackBox, shown: str) -> BlackBox:
+    """Hide all but the ``TOP_K`` largest probabilities (``topk``) or all but the label (``labels``)."""
+    return LabelOnly(model) if shown == "labels" else TopK(model, TOP_K)
+
+
+HIDDEN = ("topk", "labels")
+"""Outputs that hide something; scores of such a suspect mean something else, and have nulls of their own."""
+
+
+class Widened(Wrapper):
+    """Shows zeros for further classes: a model that only shows the likeliest ones need not have shown them all."""
+
+    def __init__(self, model: BlackBox, count: int, classes: tuple[str, ...] | None) -> None:
+        super().__init__(model)
+        self._count = count
+        self._classes = classes
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names, with those of the further classes."""
+        return self._classes
+
+    def predict(self, images: Images) -> Outputs:
+        """Answer with at least ``count`` columns."""
+        answers = self._model.predict(images)
+        return np.pad(answers, ((0, 0), (0, max(0, self._count - answers.shape[1]))))
 
 
 class Reordered(Wrapper):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,19 +15,20 @@ import numpy as np
 
 from fp_audit import audit, calibrate, data, methods, networks, victims
 from fp_audit.alignment import Probes, align, count_outputs, make_probes, settle
+from fp_audit.answers import Answers, Replayed
 from fp_audit.comparison import compare
-from fp_audit.engine import Progress, pick_device, silent
+from fp_audit.engine import Progress, pick_device, silent, versions
 from fp_audit.errors import AccessError, DataError, NotApplicable, TargetError, UsageError, VictimError
 from fp_audit.fingerprints import _base
 from fp_audit.fingerprints._base import Method
 from fp_audit.fresh import Architecture
 from fp_audit.metrics import accuracy
-from fp_audit.model import BlackBox, LoadOptions, Memoised, Unprepared, as_images
+from fp_audit.model import HIDDEN, BlackBox, LoadOptions, Memoised, Unprepared, as_images, cut
 from fp_audit.preprocess import Preprocess
 from fp_audit.sources._base import SourceOptions
 from fp_audit.subject import Subject, file_digests
 from fp_audit.targets import adapter, locate, locate_one
-from fp_audit.types import Access, Artifact, Fingerprint, InputSpec, Null, Score, Skipped
+from fp_audit.types import Access, Artifact, Fingerprint, InputSpec, Null, Pixels, Score, Skipped
 from fp_audit.victims import Victim
 from fp_audit.workshop import Workshop
 
@@ -59,6 +59,8 @@ class Plan:
     device: str = "auto"
     preprocess: Preprocess | None = None
     offline: bool = False
+    apart: tuple[Pixels, ...] = field(default=(), compare=False, repr=False)
+    """Further images that trained references must not see: then registrations with other queries share them."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class _Row:
     scores: Mapping[str, Score]
     accuracy: float | None
     """On the probes; None where its classes could not be aligned."""
+    hidden: Mapping[str, Mapping[str, Score]] = field(default_factory=dict)
+    """The scores that it gets where it shows less: by what it shows and method."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +118,7 @@ def build(plan: Plan, *, progress: Progress = silent) -> Victim:
         UsageError: a path, method or option is wrong, or the data do not fit the model.
         TargetError: the model cannot be opened.
     """
-    chosen = methods.chosen(plan.methods, queries=plan.queries, data=plan.data is not None)
-    progress("opening the model", 0.0)
-    opened = _open(plan)
-    if opened.labelled is None:
-        chosen = _without_data(plan, opened, chosen, progress)
-    fingerprints = _fingerprints(plan, opened, chosen, progress)
+    opened, fingerprints, chosen = _generated(plan, progress)
     victim = Victim(
         name=plan.name,
         source=opened.artifact.target,
@@ -132,9 +131,32 @@ def build(plan: Plan, *, progress: Progress = silent) -> Victim:
         facts={**_facts(plan, opened), **_outputs(opened, chosen)},
     )
     itself = _own_scores(victim, opened.subject)
-    nulls, about = _nulls(plan, victim, opened, itself, progress)
+    rows = _references(plan, victim, opened, progress)
+    about = [{"name": row.name, "kind": row.kind, "accuracy": row.accuracy} for row in rows]
     found = {"own_scores": {name: asdict(score) for name, score in itself.items()}, "references": about}
-    return replace(victim, nulls=nulls, facts={**victim.facts, **found})
+    return replace(
+        victim,
+        nulls=_nulls(rows, itself),
+        hidden={
+            shown: _nulls([replace(row, scores=row.hidden[shown]) for row in rows if shown in row.hidden], itself)
+            for shown in HIDDEN
+        },
+        facts={**victim.facts, **found},
+    )
+
+
+def generate(plan: Plan, *, progress: Progress = silent) -> dict[str, Fingerprint]:
+    """Generate a model's fingerprints alone, by method; ``build`` finds them in the cache. Errors as for ``build``."""
+    return _generated(plan, progress)[1]
+
+
+def _generated(plan: Plan, progress: Progress) -> tuple[_Opened, dict[str, Fingerprint], list[Method]]:
+    chosen = methods.chosen(plan.methods, queries=plan.queries, data=plan.data is not None)
+    progress("opening the model", 0.0)
+    opened = _open(plan)
+    if opened.labelled is None:
+        chosen = _without_data(plan, opened, chosen, progress)
+    return opened, _fingerprints(plan, opened, chosen, progress), chosen
 
 
 def _open(plan: Plan) -> _Opened:
@@ -155,7 +177,9 @@ def _open(plan: Plan) -> _Opened:
     probes = replace(probes, accuracy=accuracy(model.predict(as_images(probes.pixels)), probes.labels))
     options = replace(options, preprocess=found)
     subject = Subject.of_artifact(artifact, kind, options).seen_as(Memoised(model))
-    return _Opened(artifact, subject, found, labelled, probes, _architecture(artifact, options, opened.spec, labelled))
+    return _Opened(
+        artifact, subject, found, labelled, probes, own_architecture(artifact, options, opened.spec, labelled)
+    )
 
 
 def _without_data(plan: Plan, opened: _Opened, chosen: list[Method], progress: Progress) -> list[Method]:
@@ -168,7 +192,7 @@ def _without_data(plan: Plan, opened: _Opened, chosen: list[Method], progress: P
     return [method for method in chosen if method.victim_access < Access.QUERIES]
 
 
-def _architecture(
+def own_architecture(
     artifact: Artifact, options: LoadOptions, spec: InputSpec, labelled: data.Labelled
 ) -> Architecture | None:
     """Return how to build the victim anew, if it is small enough to be trained several times and can be trained."""
@@ -242,7 +266,7 @@ def _key(plan: Plan, opened: _Opened, method: Method) -> str:
     preprocess = opened.preprocess and opened.preprocess.to_json()
     folder = Path(_base.__file__).parent
     code = [file_digests(path)["sha256"] for path in sorted(folder.glob("*.py"))]
-    parts = [files, opened.labelled and opened.labelled.digest, preprocess, repr(method), plan.seed, _versions(), code]
+    parts = [files, opened.labelled and opened.labelled.digest, preprocess, repr(method), plan.seed, versions(), code]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
@@ -257,21 +281,26 @@ def _own_scores(victim: Victim, subject: Subject) -> dict[str, Score]:
     return scores
 
 
-def _nulls(
-    plan: Plan, victim: Victim, opened: _Opened, itself: Mapping[str, Score], progress: Progress
-) -> tuple[dict[str, Null], list[dict[str, Any]]]:
-    """Score the independents that were given or are to be trained; describe each for the record."""
-    rows: list[_Row] = []
-    if plan.references:
-        rows += _given(plan, victim, opened, progress)
-    if plan.train_references:
-        rows += _trained(plan, victim, opened, progress)
-    about = [{"name": row.name, "kind": row.kind, "accuracy": row.accuracy} for row in rows]
+def _references(plan: Plan, victim: Victim, opened: _Opened, progress: Progress) -> list[_Row]:
+    """Score the independents that were given or are to be trained."""
+    given = _given(plan, victim, opened, progress) if plan.references else []
+    return given + (_trained(plan, victim, opened, progress) if plan.train_references else [])
+
+
+def _hidden(victim: Victim, answers: Answers | None) -> dict[str, dict[str, Score]]:
+    """Score a reference once more for each way of hiding something, from what it said."""
+    if answers is None or answers.output in HIDDEN:
+        return {}
+    asking = [name for name in victim.fingerprints if methods.rung(name, Access.QUERIES) == Access.QUERIES]
+    seen = {shown: Subject.of_model(cut(Replayed(answers), shown)) for shown in HIDDEN}
+    return {shown: dict(compare(subject, victim, asking, Access.QUERIES).scores) for shown, subject in seen.items()}
+
+
+def _nulls(rows: Sequence[_Row], itself: Mapping[str, Score]) -> dict[str, Null]:
+    """Collect the scores of all references, by method."""
     return {
-        method: _null(method, rows, itself)
-        for method in victim.fingerprints
-        if any(method in row.scores for row in rows)
-    }, about
+        method: _null(method, rows, itself) for method in dict.fromkeys(name for row in rows for name in row.scores)
+    }
 
 
 def _null(method: str, rows: Sequence[_Row], itself: Mapping[str, Score]) -> Null:
@@ -295,7 +324,7 @@ def _trained(plan: Plan, victim: Victim, opened: _Opened, progress: Progress) ->
     shown = [
         fingerprint.arrays["queries"] for fingerprint in victim.fingerprints.values() if "queries" in fingerprint.arrays
     ]
-    unseen = opened.labelled.without(*shown, opened.probes.pixels)
+    unseen = opened.labelled.without(*shown, *plan.apart, opened.probes.pixels)
     architecture = opened.architecture
     specs = networks.plan(
         plan.train_references,
@@ -316,8 +345,9 @@ def _trained(plan: Plan, victim: Victim, opened: _Opened, progress: Progress) ->
         progress=progress,
         what="training references",
     ):
-        compared = compare(Subject.of_model(network, network.white), victim, asking, Access.GRADIENTS)
-        rows.append(_Row(network.name, "trained", compared.scores, compared.detail.get("probe_accuracy")))
+        compared = compare(Subject.of_model(network, network.white), victim, asking, Access.GRADIENTS, record=True)
+        reached, hidden = compared.detail.get("probe_accuracy"), _hidden(victim, compared.answers)
+        rows.append(_Row(network.name, "trained", compared.scores, reached, hidden))
     return sorted(rows, key=lambda row: row.name)
 
 
@@ -333,7 +363,7 @@ def _given(plan: Plan, victim: Victim, opened: _Opened, progress: Progress) -> l
         where = Path(folder) / victim.name
         victims.save(victim, where)
         load = LoadOptions(device=pick_device(plan.device))
-        job = audit.Job({where: victim}, depth=Access.GRADIENTS, load=load, exhaustive=True)
+        job = audit.Job({where: victim}, depth=Access.GRADIENTS, load=load, exhaustive=True, record=True)
         for done, outcome in enumerate(audit.run(located, job)):
             progress("scoring the given references", done / len(located))
             if isinstance(outcome, Skipped) or outcome.failure:
@@ -347,7 +377,8 @@ def _given(plan: Plan, victim: Victim, opened: _Opened, progress: Progress) -> l
                 )
             scores = {item.method: Score(item.score, item.p_value, parts=item.parts) for item in found}
             reached = next((item.detail["probe_accuracy"] for item in found if "probe_accuracy" in item.detail), None)
-            rows.append(_Row(outcome.artifact.target, "given", scores, reached))
+            hidden = _hidden(victim, outcome.answers.get(victim.name))
+            rows.append(_Row(outcome.artifact.target, "given", scores, reached, hidden))
     return sorted(rows, key=lambda row: row.name)
 
 
@@ -356,7 +387,7 @@ def _facts(plan: Plan, opened: _Opened) -> dict[str, Any]:
         "registered": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": plan.seed,
         "device": pick_device(plan.device),
-        "versions": _versions(),
+        "versions": versions(),
         "data": data.summary(opened.labelled) if opened.labelled else None,
         "files": [asdict(opened.subject.hashed(file)) for file in opened.artifact.files],
     }
@@ -368,11 +399,6 @@ def _outputs(opened: _Opened, chosen: Sequence[Method]) -> dict[str, Any]:
         return {}
     model = opened.subject.black_box()
     return {"outputs": count_outputs(model), "classes": model.classes}
-
-
-def _versions() -> dict[str, str]:
-    packages = ("fp-audit", "numpy", "torch", "onnxruntime", "transformers", "timm")
-    return {name: importlib.metadata.version(name) for name in packages}
 
 
 @dataclass(frozen=True)

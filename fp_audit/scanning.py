@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from fp_audit import __version__, audit, victims
 from fp_audit.answers import Answers
 from fp_audit.audit import Job, Outcome
+from fp_audit.comparison import REPEATS
 from fp_audit.engine import Progress, pick_device, silent
 from fp_audit.errors import UsageError
 from fp_audit.model import LoadOptions
@@ -46,12 +47,18 @@ class ScanOptions:
     device: str = "cpu"
     preprocess: Preprocess | None = None
     resume: bool = False
+    repeats: int = REPEATS
+    """Times that each image is shown to a model that answers at random; 1: do not look whether it does."""
+    record: bool = False
+    """Run every method on every model, and bring back what it said: ``seen`` finds it in ``Outcome.answers``."""
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
             raise UsageError(f"--alpha {self.alpha}: expected a number between 0 and 1")
         if self.jobs is not None and self.jobs < 1:
             raise UsageError(f"--jobs {self.jobs}: expected at least 1")
+        if self.repeats < 1:
+            raise UsageError(f"--repeats {self.repeats}: expected at least 1")
         if not 0 < self.timeout < inf:
             raise UsageError(f"--timeout {self.timeout:g}: expected seconds above 0")
 
@@ -139,7 +146,7 @@ def _judged(
 ) -> Iterator[Finding | Skipped]:
     load = LoadOptions(device=pick_device(options.device), preprocess=options.preprocess)
     limits = Limits(wall_seconds=options.timeout, cpu_seconds=4 * ceil(options.timeout))
-    job = Job(loaded, options.depth, options.alpha, load, limits)
+    job = Job(loaded, options.depth, options.alpha, load, limits, options.record, options.record, options.repeats)
     outcomes = [outcome for outcome in map(journal.recall, located) if outcome is not None]
     for done, outcome in enumerate(outcomes, 1):
         seen(outcome, done, len(located))
@@ -174,7 +181,14 @@ class _Journal:
         facts = [
             [[_key(item), _artifact_key(item)] for item in located],
             [[str(path), victim.facts] for path, victim in loaded.items()],
-            [int(options.depth), options.device, options.preprocess and options.preprocess.to_json(), __version__],
+            [
+                int(options.depth),
+                options.device,
+                options.repeats,
+                options.preprocess and options.preprocess.to_json(),
+                __version__,
+            ],
+            options.record,
         ]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
         path = victims.home() / "scans" / f"{digest}.jsonl"
@@ -186,8 +200,13 @@ class _Journal:
         return cls(path, {_key(outcome): outcome for outcome in outcomes})
 
     def recall(self, item: Located | Skipped) -> Outcome | Skipped | None:
-        """Return what an earlier run found out about a model; a skipped one is tried again."""
-        return item if isinstance(item, Skipped) else self._known.get(_key(item))
+        """Return what an earlier run found out about a model, where its files are now; a skipped one is tried again."""
+        if isinstance(item, Skipped):
+            return item
+        found = self._known.get(_key(item))
+        if isinstance(found, Outcome):
+            return replace(found, artifact=replace(found.artifact, root=item.artifact.root))
+        return found
 
     def note(self, outcome: Outcome | Skipped) -> None:
         """Append an outcome; what was skipped is left out, so that it is tried again."""
@@ -209,8 +228,8 @@ def _artifact_key(item: Located | Skipped) -> Any:  # noqa: ANN401
 
 
 def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
-    answers = outcome.answers and outcome.answers.to_json()
-    whole = asdict(replace(outcome, answers=None))
+    answers = {victim: said.to_json() for victim, said in outcome.answers.items()}
+    whole = asdict(replace(outcome, answers={}))
     return {**whole, "artifact": {**whole["artifact"], "root": None}, "answers": answers}
 
 
@@ -225,5 +244,5 @@ def _outcome_from_line(line: str) -> Outcome | None:
         victim: tuple(Evidence(**{**item, "access": Access(item["access"])}) for item in items)
         for victim, items in data["evidence"].items()
     }
-    answers = Answers.from_json(data["answers"]) if data["answers"] else None
+    answers = {victim: Answers.from_json(said) for victim, said in data["answers"].items()}
     return Outcome(artifact, evidence, data["silent"], data["failure"], Cost(**data["cost"]), answers)

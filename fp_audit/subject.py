@@ -50,7 +50,9 @@ class Subject:
             root=artifact.root,
             tensors=cache(lambda: adapter.tensors(artifact)),
             black_box=cache(lambda: adapter.load(artifact, options)),
-            white_box=cache(lambda preprocess: adapter.load_white(artifact, replace(options, preprocess=preprocess))),
+            white_box=cache(lambda preprocess: adapter.load_white(artifact, replace(options, preprocess=preprocess)))
+            if Access.GRADIENTS in adapter.gives
+            else None,
             preprocess=options.preprocess,
         )
 

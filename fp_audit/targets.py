@@ -11,7 +11,7 @@ from fp_audit import augmentation, plugins
 from fp_audit.errors import TargetError, UnsupportedModel, UsageError
 from fp_audit.model import Adapter
 from fp_audit.sources._base import Source, SourceOptions
-from fp_audit.types import Artifact, File, Listing, Skipped
+from fp_audit.types import Access, Artifact, File, Listing, Skipped
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 OTHER_WEIGHTS = (".safetensors", ".onnx", ".h5", ".keras", ".pb", ".tflite", ".gguf", ".msgpack")
@@ -72,14 +72,19 @@ def locate_one(target: str, options: SourceOptions) -> Located:
         UsageError: it names several models.
     """
     found = list(locate([target], options))
-    located = [item for item in found if isinstance(item, Located)]
+    located = [item for item in found if isinstance(item, Located) and _is_model(item.artifact)]
     if len(located) > 1:
         names = ", ".join(item.artifact.target for item in located[:3])
         raise UsageError(f"{target} holds {len(located)} models ({names}, ...): name one of them")
     if not located:
-        reasons = [item.reason for item in found if isinstance(item, Skipped)]
+        answers = "it holds what a model answered; the model itself was expected"
+        reasons = [item.reason if isinstance(item, Skipped) else answers for item in found]
         raise UnsupportedModel(f"{target}: {reasons[0] if reasons else 'no model found'}")
     return located[0]
+
+
+def _is_model(artifact: Artifact) -> bool:
+    return Access.WEIGHTS in adapter(artifact.adapter).gives
 
 
 @cache
@@ -112,7 +117,12 @@ def _claimed(listing: Listing, source: Source) -> list[Artifact | Skipped]:
 
 
 def _with_augmentation(artifact: Artifact, listing: Listing) -> Artifact:
-    """Add the description of a random preprocessing to a model's files, where its folder holds one."""
+    """Add the description of a random preprocessing to a model's files, where its folder holds one.
+
+    Nothing can be put in front of answers that were written down.
+    """
+    if not _is_model(artifact):
+        return artifact
     files = {file.path: file for file in listing.files}
     folder = _folder(artifact.entry) if artifact.entry in files else artifact.entry
     stated = files.get(str(PurePosixPath(folder, augmentation.FILE)))
@@ -122,7 +132,8 @@ def _with_augmentation(artifact: Artifact, listing: Listing) -> Artifact:
 def _unclaimed(listing: Listing, found: list[Artifact | Skipped]) -> list[Skipped]:
     """Name the folders that hold weights which no adapter claimed: they were not looked at, and the report says so."""
     claimed = {file.path for item in found if isinstance(item, Artifact) for file in item.files}
-    known = {_folder(path) for path in claimed} | {item.target for item in found}
+    known = {_folder(path) for path in claimed if path.lower().endswith(OTHER_WEIGHTS)}
+    known |= {item.target for item in found}
     folders: dict[str, list[File]] = {}
     for file in listing.files:
         if file.path.endswith((*PICKLES, *OTHER_WEIGHTS)) and file.path not in claimed:

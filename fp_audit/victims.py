@@ -3,7 +3,8 @@
 ::
 
     FP_AUDIT_HOME/victims/NAME/
-        victim.json                 what was registered, how, with which versions; the nulls; digests of all files
+        victim.json                 what was registered, how, with which versions; the nulls; digests of all files;
+                                    the commitment to all of this
         probes.safetensors          labelled images for alignment
         METHOD.safetensors          queries, answers, tensors of one fingerprint
 
@@ -31,7 +32,7 @@ from fp_audit.errors import VictimError
 from fp_audit.preprocess import Preprocess
 from fp_audit.types import Fingerprint, Null
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -51,8 +52,14 @@ class Victim:
     """By method."""
     nulls: Mapping[str, Null]
     """By method, for the methods that are judged against one."""
+    hidden: Mapping[str, Mapping[str, Null]] = field(default_factory=dict)
+    """The same for suspects that hide something: by what they show (``topk``, ``labels``) and method."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Time, seed, versions, data, references: for the record."""
+
+    def null(self, method: str, shown: str | None = None) -> Null | None:
+        """Return what a method's score is judged against when a suspect shows no more than ``shown``."""
+        return (self.hidden.get(shown, {}) if shown else self.nulls).get(method)
 
 
 def home() -> Path:
@@ -99,7 +106,8 @@ def save(victim: Victim, where: Path) -> None:
             digests["probes.safetensors"] = _write_arrays(staging / "probes.safetensors", arrays)
         for method, fingerprint in victim.fingerprints.items():
             digests[f"{method}.safetensors"] = _write_arrays(staging / f"{method}.safetensors", fingerprint.arrays)
-        text = json.dumps({**_to_json(victim), "digests": digests}, indent=1, allow_nan=False)
+        about = {**_to_json(victim), "digests": digests}
+        text = json.dumps({**about, "commitment": commitment(about)}, indent=1, allow_nan=False)
         (staging / "victim.json").write_text(text)
         try:
             staging.rename(where)
@@ -109,6 +117,22 @@ def save(victim: Victim, where: Path) -> None:
             ) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def commitment(about: Mapping[str, Any]) -> str:
+    """Return the sha256 of all that a victim is judged by, to be published before there is a dispute.
+
+    It is that of ``victim.json`` without this field: keys sorted, no spaces, ASCII. That holds the sha256 of every file
+    of fingerprints and probes, the methods' options, the nulls, the digests of the model's files and the time. What was
+    committed to cannot be replaced later by queries, or nulls, chosen to accuse somebody (Liu et al., "False Claims
+    against Model Ownership Resolution", USENIX Security 2024).
+
+    Args:
+        about: content of ``victim.json``.
+    """
+    committed = {key: value for key, value in about.items() if key != "commitment"}
+    plain = json.loads(json.dumps(committed, allow_nan=False))
+    return sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def load(where: Path, methods: Collection[str] | None = None) -> Victim:
@@ -224,6 +248,9 @@ def _to_json(victim: Victim) -> dict[str, Any]:
             for method, fingerprint in victim.fingerprints.items()
         },
         "nulls": {method: asdict(null) for method, null in victim.nulls.items()},
+        "hidden": {
+            shown: {method: asdict(null) for method, null in nulls.items()} for shown, nulls in victim.hidden.items()
+        },
         "facts": dict(victim.facts),
     }
 
@@ -246,17 +273,6 @@ def _from_json(data: dict[str, Any], where: Path, methods: Collection[str]) -> V
         for method, about in data["fingerprints"].items()
         if method in methods
     }
-    nulls = {
-        method: Null(
-            scores=tuple(about["scores"]),
-            names=tuple(about["names"]),
-            accuracies=tuple(about["accuracies"]),
-            fit=about["fit"],
-            related=about["related"],
-            parts=tuple(about["parts"]),
-        )
-        for method, about in data["nulls"].items()
-    }
     return Victim(
         name=data["name"],
         source=data["source"],
@@ -265,6 +281,21 @@ def _from_json(data: dict[str, Any], where: Path, methods: Collection[str]) -> V
         probes=probes,
         preprocess=Preprocess.from_json(data["preprocess"]) if data["preprocess"] else None,
         fingerprints=fingerprints,
-        nulls=nulls,
+        nulls=_nulls(data["nulls"]),
+        hidden={shown: _nulls(nulls) for shown, nulls in data["hidden"].items()},
         facts=data["facts"],
     )
+
+
+def _nulls(data: Mapping[str, Any]) -> dict[str, Null]:
+    return {
+        method: Null(
+            scores=tuple(about["scores"]),
+            names=tuple(about["names"]),
+            accuracies=tuple(about["accuracies"]),
+            fit=about["fit"],
+            related=about["related"],
+            parts=tuple(about["parts"]),
+        )
+        for method, about in data.items()
+    }

@@ -12,7 +12,7 @@ from typing import Any
 
 from fp_audit import victims
 from fp_audit.answers import Answers
-from fp_audit.comparison import Comparison, compare
+from fp_audit.comparison import REPEATS, Comparison, compare
 from fp_audit.model import LoadOptions
 from fp_audit.preprocess import Preprocess
 from fp_audit.subject import Subject
@@ -29,13 +29,15 @@ class Worker:
         self._open: tuple[Any, Subject] | None = None
 
     def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Compare: ``{artifact, options, access, record, victims: {folder: [methods]}}`` gives comparisons by folder."""
+        """Compare: ``{artifact, options, access, record, repeats, victims}`` to ``{folder: comparison}``."""
         subject = self._subject(request["artifact"], request["options"])
         access = Access(request["access"])
         answer = {}
         for folder, methods in request["victims"].items():
             victim = victims.load(Path(folder), methods)
-            answer[folder] = comparison_to_json(compare(subject, victim, methods, access, record=request["record"]))
+            answer[folder] = comparison_to_json(
+                compare(subject, victim, methods, access, record=request["record"], repeats=request["repeats"])
+            )
         return answer
 
     def _subject(self, artifact: dict[str, Any], options: dict[str, Any]) -> Subject:
@@ -47,7 +49,13 @@ class Worker:
 
 
 def request(
-    artifact: Artifact, options: LoadOptions, access: Access, wanted: Mapping[Path, list[str]], *, record: bool = False
+    artifact: Artifact,
+    options: LoadOptions,
+    access: Access,
+    wanted: Mapping[Path, list[str]],
+    *,
+    record: bool = False,
+    repeats: int = REPEATS,
 ) -> dict[str, Any]:
     """Build what ``Worker`` takes."""
     return {
@@ -56,6 +64,7 @@ def request(
         "access": int(access),
         "victims": {str(folder): methods for folder, methods in wanted.items()},
         "record": record,
+        "repeats": repeats,
     }
 
 

@@ -30,7 +30,7 @@ import pytest  # noqa: E402
 
 pytest_plugins = ("hub_server",)
 
-REFERENCES = 6
+REFERENCES = 8
 SEEN_IMAGES = 5000
 """Images that one reference is shown: a few epochs of the few images here."""
 

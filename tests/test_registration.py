@@ -13,11 +13,14 @@ import pytest
 from onnx import TensorProto, helper
 
 import fp_audit
-from fp_audit import Plan, ScanOptions, abilities, plugins, register, scan, victims
+from fp_audit import Plan, ScanOptions, abilities, audit, plugins, register, scan, victims
 from fp_audit.comparison import compare
 from fp_audit.errors import DataError, PluginError, TargetError, UsageError, VictimError
+from fp_audit.model import LoadOptions, cut
 from fp_audit.preprocess import NAMED
+from fp_audit.sources._base import SourceOptions
 from fp_audit.subject import Subject
+from fp_audit.targets import adapter, locate_one
 from fp_audit.types import Access, InputSpec
 
 METHODS = {name for name in plugins.names("fingerprints") if plugins.load("fingerprints", name).default}
@@ -49,7 +52,7 @@ def test_everything_is_stored(registered):
     assert facts["data"]["images"] == 500
     weights = next(file for file in facts["files"] if file["path"] == "model.safetensors")
     assert weights["sha256"] == hashlib.sha256((registered.victim / "model.safetensors").read_bytes()).hexdigest()
-    assert [row["kind"] for row in facts["references"]] == ["trained"] * 6
+    assert [row["kind"] for row in facts["references"]] == ["trained"] * 8
     assert all(row["accuracy"] > 0.5 for row in facts["references"]), facts["references"]
 
 
@@ -57,10 +60,33 @@ def test_nulls_lie_below_the_victim_itself(registered):
     victim = victims.load(victims.folder("owner"))
     assert {"negatives", "negatives-logits", "sac", "ipguard"} <= set(victim.nulls)
     for name, null in victim.nulls.items():
-        assert len(null.scores) == len(set(null.names)) == 6
+        assert len(null.scores) == len(set(null.names)) == 8
         assert max(null.scores) < victim.facts["own_scores"][name]["value"]
     assert victim.probes.classes[0] == "zero"
     assert victim.probes.accuracy > 0.9
+
+
+def test_references_are_scored_again_behind_labels_and_top_three(registered):
+    victim = victims.load(victims.folder("owner"))
+    assert set(victim.hidden) == {"topk", "labels"}
+    for nulls in victim.hidden.values():
+        assert set(nulls) == {"negatives", "negatives-logits", "sac", "ipguard", "characteristic"}
+        assert nulls["negatives"] == victim.nulls["negatives"]
+        assert nulls["sac"].names == victim.nulls["sac"].names
+        assert nulls["sac"].scores != victim.nulls["sac"].scores
+    assert victim.hidden["topk"]["sac"].scores != victim.hidden["labels"]["sac"].scores
+
+
+@pytest.mark.parametrize(("shown", "methods"), [("labels", {"negatives", "sac"}), ("topk", {"sac"})])
+def test_a_suspect_that_hides_something_is_judged_against_references_that_do(registered, shown, methods):
+    victim = victims.load(victims.folder("owner"))
+    located = locate_one(str(registered.victim), SourceOptions())
+    model = adapter(located.artifact.adapter).load(located.source.fetch(located.artifact), LoadOptions())
+    compared = compare(Subject.of_model(cut(model, shown)), victim, methods, Access.QUERIES)
+    for name, score in compared.scores.items():
+        evidence = audit.evidence_of(name, score, victim, compared.detail, Access.QUERIES)
+        assert evidence.null["mean"] == pytest.approx(np.mean(victim.hidden[shown][name].scores))
+        assert evidence.p_value < 0.05
 
 
 def test_abilities_name_every_method(registered):
@@ -91,7 +117,7 @@ def test_names_that_are_no_names(home, name):
 
 def test_fingerprints_and_references_are_made_once(home, registered):
     before = cached(home)
-    again = register(Plan(str(registered.victim), "again", str(registered.data), train_references=6))
+    again = register(Plan(str(registered.victim), "again", str(registered.data), train_references=8))
     assert cached(home) == before
     first = victims.load(victims.folder("owner"))
     assert again.nulls == first.nulls
@@ -282,7 +308,7 @@ def test_what_cannot_be_asked_is_registered_by_its_weights(home, registered):
 
 def test_every_third_reference_is_of_the_victims_architecture(registered):
     about = victims.load(victims.folder("owner")).facts["references"]
-    assert sum(row["name"].startswith("own-") for row in about) == 2
+    assert sum(row["name"].startswith("own-") for row in about) == 3
 
 
 def test_parts_have_a_null(home, registered):

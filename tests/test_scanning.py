@@ -74,7 +74,7 @@ class TestVerdicts:
                 assert item.access <= Access.QUERIES
         asked = everything["thief/int8", "asked"]
         assert asked.cost.queries >= 100
-        assert {item.null["n"] for item in asked.evidence} == {6}
+        assert {item.null["n"] for item in asked.evidence} == {8}
 
 
 class TestTargets:

@@ -34,9 +34,10 @@ VICTIM = Victim(
         "identity": Fingerprint("identity", {"seed": 7}, {}, {"files": [{"size": 3, "sha256": "ab", "git_oid": None}]}),
     },
     nulls={"negatives": Null((0.1, 1 / 3), ("a", "b"), 0.25, related=True), "sac": Null((), ())},
+    hidden={"labels": {"negatives": Null((0.2, 0.3), ("a", "b"))}, "topk": {}},
     facts={"seed": 7, "unicode": "ß"},
 )
-BARE = replace(VICTIM, revision=None, probes=None, preprocess=None, fingerprints={}, nulls={}, facts={})
+BARE = replace(VICTIM, revision=None, probes=None, preprocess=None, fingerprints={}, nulls={}, hidden={}, facts={})
 
 
 @pytest.fixture(autouse=True)

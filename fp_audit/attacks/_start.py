@@ -11,7 +11,7 @@ from fp_audit.attacks._fresh import claims, opening
 from fp_audit.attacks._heads import with_classes
 from fp_audit.errors import TargetError, UnsupportedModel, UsageError
 from fp_audit.model import Adapter, WhiteBox
-from fp_audit.types import Artifact
+from fp_audit.types import Access, Artifact
 
 
 def pretrained(task: Task, folder: str, classes: int) -> tuple[WhiteBox, Adapter, Artifact]:
@@ -44,7 +44,7 @@ def _found(folder: Path) -> tuple[Adapter, Artifact]:
     reasons = []
     for name in plugins.names("adapters"):
         adapter: Adapter = plugins.load("adapters", name)()
-        for found in claims(adapter, folder):
+        for found in claims(adapter, folder) if Access.GRADIENTS in adapter.gives else ():
             if isinstance(found, Artifact):
                 return adapter, found
             reasons.append(found.reason)

@@ -14,9 +14,12 @@ from fp_audit.errors import FpAuditError
 COMMANDS = (
     "register",
     "scan",
+    "queries",
     "compare",
     "attack",
     "stress",
+    "evaluate",
+    "verify-bundle",
     "victims",
     "methods",
     "attacks",
@@ -39,7 +42,7 @@ class _Lazy(click.Group):
         del ctx
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"fp_audit.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"fp_audit.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def invoke(self, ctx: click.Context) -> object:

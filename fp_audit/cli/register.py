@@ -44,6 +44,7 @@ def command(methods: str | None, **options: Any) -> None:  # noqa: ANN401
     that are trained here on your data (--train-references). Without independents only the weights can be judged.
     Interrupted, the same command goes on where it stopped.
     """
+    from fp_audit import victims
     from fp_audit.registration import Plan, abilities, register
 
     chosen = tuple(name.strip() for name in methods.split(",") if name.strip()) if methods else ()
@@ -54,6 +55,11 @@ def command(methods: str | None, **options: Any) -> None:  # noqa: ANN401
     if victim.preprocess is not None:
         click.echo(f"images are preprocessed as: {victim.preprocess.describe()}")
     show_abilities(abilities(victim), victim.nulls)
+    click.echo(f"commitment {victims.describe(victim.name)['commitment']}")
+    click.echo(
+        "Publish this number or have it time-stamped now, before any dispute: "
+        "it shows later that the evidence was not made up."
+    )
 
 
 def show_abilities(rows: Any, nulls: Any) -> None:  # noqa: ANN401

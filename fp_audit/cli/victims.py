@@ -47,6 +47,7 @@ def show(name: str, as_json: bool) -> None:
     victim = victims.load(victims.folder(name))
     click.echo(f"{victim.name}: {victim.source} ({victim.adapter}), registered {victim.facts['registered']}")
     show_abilities(abilities(victim), victim.nulls)
+    click.echo(f"commitment {victims.describe(name).get('commitment', 'none: registered by an older version')}")
 
 
 @command.command("remove")

@@ -21,7 +21,7 @@ def looks_local(target: str) -> bool:
         or name.startswith((".", "/", "~"))
         or "\\" in name
         or ":" in name
-        or target.endswith((".onnx", ".txt"))
+        or target.endswith((".jsonl", ".onnx", ".txt"))
     )
 
 

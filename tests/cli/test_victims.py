@@ -37,7 +37,7 @@ def test_show_as_json(home, invoke):
     result = invoke("victims", "show", "owner", "--json")
     about = json.loads(result.stdout)
     assert about["name"] == "owner"
-    assert len(about["nulls"]["sac"]["scores"]) == 6
+    assert len(about["nulls"]["sac"]["scores"]) == 8
 
 
 def test_remove(home, invoke):

@@ -19,11 +19,13 @@ from fp_audit.model import LabelOnly, LoadOptions, TopK, Unprepared, as_images
 from fp_audit.preprocess import NAMED, Preprocess
 from fp_audit.sources._base import SourceOptions
 from fp_audit.targets import adapter, locate, locate_one
-from fp_audit.types import Skipped
+from fp_audit.types import Access, Skipped
 
 SIZE = 32
 RELATIVE = 1e-4
 KINDS = ("huggingface", "timm", "onnx")
+NO_MODELS = ("answers",)
+"""Adapters that give answers alone; their own tests say what they must do."""
 STATED = {"input_size": (3, SIZE, SIZE), "crop_pct": 1.0, "interpolation": "bilinear"}
 
 
@@ -95,7 +97,9 @@ def assert_alike(found, expected):
 
 
 def test_every_adapter_is_covered():
-    assert set(plugins.names("adapters")) == set(KINDS)
+    assert set(plugins.names("adapters")) == {*KINDS, *NO_MODELS}
+    assert all(adapter(name).gives == frozenset(Access) for name in KINDS)
+    assert all(adapter(name).gives == {Access.QUERIES} for name in NO_MODELS)
 
 
 @pytest.mark.parametrize("name", ["huggingface", "timm"])
