@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for fixtures/
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from training import train_here  # noqa: E402
 
 pytest_plugins = ("hub_server",)
 
@@ -109,6 +110,7 @@ def hurry(patch: pytest.MonkeyPatch) -> None:
     from fp_audit import plugins
 
     patch.setattr("fp_audit.networks.SEEN_IMAGES", SEEN_IMAGES)
+    patch.setattr("fp_audit.networks._train_in_processes", train_here)
     patch.setitem(plugins.load("fingerprints", "ipguard").__init__.__kwdefaults__, "steps", IPGUARD_STEPS)
 
 

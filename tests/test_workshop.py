@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from training import train_here
 
 from fixtures import digits
 from fp_audit import networks
@@ -36,12 +37,7 @@ class Contrary:
 def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(networks, "SEEN_IMAGES", 12_000)
     monkeypatch.setenv("FP_AUDIT_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(networks, "_train_in_processes", in_this_process)
-
-
-def in_this_process(waiting, data, cache, architecture):
-    """Train here: processes are slow to start, and tests/test_networks.py starts enough of them."""
-    return networks._train_together(waiting, data, "cpu", architecture)
+    monkeypatch.setattr(networks, "_train_in_processes", train_here)  # tests/test_networks.py starts enough processes
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from training import train_here
 
 from fixtures import digits
 from fp_audit import networks, plugins, zoo
@@ -30,6 +31,7 @@ def made(digit_models, tmp_path_factory):
     options = ZooOptions(ATTACKS, independents=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(networks, "SEEN_IMAGES", 3000)
+        patch.setattr(networks, "_train_in_processes", train_here)
         first = build_zoo(str(digit_models.victim), str(digit_models.data), out, options)
         stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
         again = build_zoo(str(digit_models.victim), str(digit_models.data), out, options)

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from pyarrow import parquet
+from training import train_here
 
 ATTACKS = "quantise:mode=static:calibration=32,prune:rate=0.3,prune:rate=0.99,extract:architecture=no-such"
 SMALL = ("--references", "4", "--independents", "3", "--methods", "negatives,sac", "--budgets", "10,20")
@@ -47,6 +48,7 @@ def evaluated(digit_models, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FP_AUDIT_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setattr("fp_audit.networks.SEEN_IMAGES", 2000)
+        patch.setattr("fp_audit.networks._train_in_processes", train_here)
         evaluate(str(digit_models.stranger), str(digit_models.data), out, options)
         yield out
 

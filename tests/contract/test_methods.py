@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from training import train_here
 
-from fp_audit import plugins
+from fp_audit import networks, plugins
 from fp_audit.answers import Recorded, Replayed
 from fp_audit.data import Labelled
 from fp_audit.errors import AccessError, DataError, NotApplicable, TargetError, UsageError
@@ -98,6 +99,15 @@ VICTIM = Tiny(network(0))
 DATA = data(VICTIM)
 
 each = pytest.mark.parametrize("name", METHODS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Networks that methods train need not be good here, and are trained in this process: others start slowly."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "SEEN_IMAGES", 8000)
+        patch.setattr(networks, "_train_in_processes", train_here)
+        yield
 
 
 def made(name):
