@@ -40,15 +40,17 @@ class Residual(Queried):
     Most of what two models of one task agree on they owe to the task. Innocent networks are trained here to learn that
     part: their mean answer m (N x K) and spread s (N) at every query. What remains of a model's answers z is ::
 
-        r(z) = (z - b m) / s,   b = <z, m> / <m, m>  (both weighted with 1 / s^2)
+        r(z) = P ((z - b m) / s),   b = <z, m> / <m, m>  (both weighted with 1 / s^2)
 
-    and the score is the cosine between ``r`` of the suspect and ``r`` of the victim: the matched filter for what is
-    the victim's own, in noise of the innocents' spread. Innocents come out near 0 however hard a query is, because the
-    mistakes that they all make are in m. It is the likelihood-ratio test, up to a monotone map, for a surrogate that
-    lies some way from the innocents towards the victim where answers are normal with the innocents' variance: LiRA
-    (Carlini et al., S&P 2022) with the victim's answer in place of a member's. z are centred logits, scaled so that
-    their median length at a query is 1. Of a suspect that shows labels only, z are one-hot rows, m the innocents'
-    smoothed label frequencies f, s = sqrt(f (1 - f)) for each label, and b = 1.
+    where P takes away what lies in the span of the innocents' own deviations: half of them have the victim's
+    architecture, and what a network owes to that is no evidence. The score is the cosine between ``r`` of the suspect
+    and ``r`` of the victim: the matched filter for what is the victim's own, in noise of the innocents' spread.
+    Innocents come out near 0 however hard a query is, because the mistakes that they all make are in m. It is the
+    likelihood-ratio test, up to a monotone map, for a surrogate that lies some way from innocents towards the victim
+    where answers are normal with the innocents' variance: LiRA (Carlini et al., S&P 2022) with the victim's answer in
+    place of a member's. z are centred logits, scaled so that their median length at a query is 1. Of a suspect that
+    shows labels only, z are one-hot rows, m the innocents' smoothed label frequencies f, s = sqrt(f (1 - f)) for each
+    label, and b = 1.
 
     Queries are those candidates (images that no innocent here was trained on, and blends of two of them) at which the
     victim's residual is largest, which is where one answer tells most (expected information of the normal model).
@@ -59,7 +61,8 @@ class Residual(Queried):
 
     Args:
         queries: images to keep.
-        independents: innocent networks to train, 4 or more.
+        independents: innocent networks to train, 4 or more: half of several architectures, half of the victim's (or,
+            where that cannot be trained here, of one small one).
     """
 
     name: ClassVar[str] = "residual"
@@ -112,8 +115,9 @@ class Residual(Queried):
         own = predict_pixels(model, candidates)
         networks = self._innocents(data.take(np.sort(order[size:])), own.shape[1], rng, workshop)
         answers = np.stack([predict_pixels(network, candidates) for network in networks])
-        mean, spread = shared([unit(read(each, "logits", "logits")) for each in answers])
-        found = np.square(remaining(unit(read(own, model.output, "logits")), mean, spread)).sum(axis=1)
+        others = [unit(read(each, "logits", "logits")) for each in answers]
+        (deviation,) = deviations([unit(read(own, model.output, "logits"))], others)
+        found = np.square(deviation).sum(axis=1)
         chosen = np.sort(np.argsort(-found, kind="stable")[: self.options["queries"]])
         facts = {"natural": int((chosen < size).sum()), "candidates": len(candidates)}
         return Queries(candidates[chosen], facts), own[chosen], answers[:, chosen]
@@ -121,12 +125,15 @@ class Residual(Queried):
     def _innocents(
         self, data: Labelled, classes: int, rng: np.random.Generator, workshop: Workshop
     ) -> Sequence[Network]:
-        """Train networks of several architectures on true labels, all with as many classes as the victim."""
+        """Train networks on true labels, all with as many classes as the victim."""
         from dataclasses import replace
 
         if not data.classes or len(data.classes) != classes:
             data = replace(data, classes=tuple(map(str, range(classes))))
-        return workshop.independents(data, self.options["independents"], seed=int(rng.integers(2**31)), alike=False)
+        first, second = map(int, rng.integers(2**31, size=2))
+        count = self.options["independents"]
+        varied = workshop.independents(data, count - count // 2, seed=first, alike=False)
+        return [*varied, *workshop.independents(data, count // 2, seed=second, alike=True)]
 
     def _compare(self, fingerprint: Fingerprint, suspect: Subject) -> Score:
         arrays, model = fingerprint.arrays, suspect.black_box()
@@ -151,11 +158,9 @@ def similarity(theirs: Outputs, shown: OutputKind, victim: tuple[Outputs, Output
     suspect, own = read(theirs, shown, shown), read(victim[0], victim[1], shown)
     others = [read(each, "logits", shown) for each in innocents]
     if shown == "labels":
-        frequency, spread = label_frequency(others)
-        left, right = ((each - frequency) / spread for each in (suspect, own))
+        left, right = label_deviations([suspect, own], others)
     else:
-        mean, at_query = shared([unit(each) for each in others])
-        left, right = (remaining(unit(each), mean, at_query) for each in (suspect, own))
+        left, right = deviations([unit(suspect), unit(own)], [unit(each) for each in others])
     norm = np.linalg.norm(left) * np.linalg.norm(right)
     return float((left * right).sum() / norm) if norm else 0.0
 
@@ -187,6 +192,37 @@ def shared(answers: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64],
     variance = np.square(stacked - mean).sum(axis=0).mean(axis=1, keepdims=True) / max(1, len(stacked) - 1)
     weight = len(stacked) / (len(stacked) + PRIOR)
     return mean, np.sqrt(np.maximum(weight * variance + (1 - weight) * variance.mean(), 1e-12))
+
+
+def deviations(answers: Sequence[NDArray[np.float64]], others: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Take what innocents share, and what they differ in, out of models' answers.
+
+    Args:
+        answers: of M models, N x K each.
+        others: of R innocents, N x K each.
+
+    Returns:
+        M x N x K, in units of the innocents' spread.
+    """
+    mean, spread = shared(others)
+    return apart([remaining(each, mean, spread) for each in answers], [(each - mean) / spread for each in others])
+
+
+def label_deviations(
+    answers: Sequence[NDArray[np.float64]], others: Sequence[NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """Do the same with labels, one-hot rows; see ``deviations``."""
+    frequency, spread = label_frequency(others)
+    return apart([(each - frequency) / spread for each in answers], [(each - frequency) / spread for each in others])
+
+
+def apart(vectors: Sequence[NDArray[np.float64]], others: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Project M arrays, N x K each, onto the complement of the span of R others; M x N x K."""
+    stacked, flat = np.stack(vectors), np.stack(others).reshape(len(others), -1)
+    _, sizes, basis = np.linalg.svd(flat, full_matrices=False)
+    basis = basis[sizes > 1e-9 * max(float(sizes.max()), 1e-12)]
+    rows = stacked.reshape(len(stacked), -1)
+    return np.asarray((rows - rows @ basis.T @ basis).reshape(stacked.shape))
 
 
 def remaining(

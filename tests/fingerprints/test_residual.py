@@ -52,7 +52,9 @@ def slow(theirs, own, innocents):
         slope = top / sum(mean[i][k] ** 2 / spread[i] ** 2 for i in range(N) for k in range(K))
         return [min(5, max(-5, (z[i][k] - slope * mean[i][k]) / spread[i])) for i in range(N) for k in range(K)]
 
-    a, b = residual(theirs), residual(own)
+    span = np.array([[(o[i][k] - mean[i][k]) / spread[i] for i in range(N) for k in range(K)] for o in others]).T
+    complement = lambda r: np.array(r) - span @ np.linalg.lstsq(span, np.array(r), rcond=None)[0]  # noqa: E731
+    a, b = complement(residual(theirs)), complement(residual(own))
     dot = sum(x * y for x, y in zip(a, b, strict=True))
     return dot / (sum(x * x for x in a) * sum(y * y for y in b)) ** 0.5
 
@@ -77,6 +79,14 @@ def test_what_the_victim_passes_on_is_found_where_plain_cosines_are_alike(rng, t
     stolen = [similarity(model(rng, task, 0.7 * secret), "logits", (own, "logits"), innocents) for _ in range(30)]
     innocent = [similarity(model(rng, task), "logits", (own, "logits"), innocents) for _ in range(30)]
     assert np.mean(np.array(stolen)[:, None] > np.array(innocent)) > 0.9
+
+
+def test_what_innocents_of_one_architecture_share_is_no_evidence(rng, task):
+    shape = 2 * rng.standard_normal((N, K))
+    others = np.stack([model(rng, task, shape * (i % 2)) for i in range(R)])
+    own = model(rng, task, shape)
+    found = [similarity(model(rng, task, shape), "logits", (own, "logits"), others) for _ in range(20)]
+    assert max(found) < 0.5
 
 
 @pytest.mark.parametrize("change", [lambda z: 7 * z, lambda z: z + 3])
