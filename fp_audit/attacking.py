@@ -227,6 +227,23 @@ def measure(folder: Path, surrogate: Surrogate, target: OpenVictim, held_out: La
     return Fidelity(float((stolen == truth).mean()), victim_accuracy, float((stolen == answers).mean()), len(held_out))
 
 
+def spelt_out(named: Sequence[str], stands_for: Mapping[str, Sequence[str]]) -> list[str]:
+    """Replace words such as ``quick`` and ``all`` by the attacks that they stand for.
+
+    Raises:
+        UsageError: nothing is named.
+    """
+    specs = [spec for text in named for spec in stands_for.get(text, (text,))]
+    if not specs:
+        raise UsageError("--attacks names none: expected quick, all or names from `fp-audit attacks`")
+    return specs
+
+
+def told_under(title: str, i: int, count: int, progress: Progress) -> Progress:
+    """Turn what the ``i``-th of ``count`` attacks says of itself into the share of all attacks."""
+    return lambda what, done: progress(title, (i + done) / count)
+
+
 def slug(spec: str) -> str:
     """Name the folder of a surrogate after the attack that makes it."""
     return re.sub(r"[^A-Za-z0-9.,=+-]+", "_", spec)

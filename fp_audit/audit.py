@@ -220,7 +220,7 @@ def _hashed(artifact: Artifact) -> Artifact:
     return replace(artifact, files=tuple(subject.hashed(file) for file in artifact.files))
 
 
-def methods_for(victim: Victim, access: Access, depth: Access, gives: Collection[Access]) -> list[str]:
+def methods_for(victim: Victim, access: Access, depth: Access, gives: Collection[Access] = tuple(Access)) -> list[str]:
     """Name the victim's methods that run with ``access`` when ``depth`` is allowed and that ``gives`` suffices for."""
     possible = [name for name, made in victim.fingerprints.items() if restored(made).suspect_access in gives]
     return [name for name in possible if rung(name, depth) == access]

@@ -77,13 +77,13 @@ def compare(
     counted = Counted(settled.model)
     remembered = Memoised(counted)
     changes = changed_answers(remembered, counted, victim, names) if repeats > 1 else 0.0
-    steady = Averaged(counted, repeats) if changes else remembered
+    steady = Memoised(Averaged(counted, repeats)) if changes else remembered
     recorded = Recorded(steady)
     if settled.preprocess is not None:
         subject = subject.prepared(settled.preprocess)
     asked = recorded if record else steady
     shown = settled.model.output if settled.model.output in HIDDEN else None
-    view = subject.seen_as(open_ended(Memoised(cut(asked, shown) if shown else asked), *_classes(victim)))
+    view = subject.seen_as(open_ended(cut(asked, shown) if shown else asked, *_classes(victim)))
     aligned, detail = _aligned(view, victim)
     detail["preprocess"] = settled.preprocess.describe() if settled.preprocess else "stated by the model"
     if shown:

@@ -66,6 +66,11 @@ class Labelled:
         """Return the images at ``index``, in that order."""
         return replace(self, pixels=self.pixels[index], labels=self.labels[index])
 
+    def of_classes(self, count: int) -> Labelled:
+        """Number the classes where the data do not name ``count`` of them."""
+        named = self.classes and len(self.classes) == count
+        return self if named else replace(self, classes=tuple(map(str, range(count))))
+
     def without(self, *shown: Pixels) -> Labelled:
         """Leave out the images that are equal to one in ``shown``."""
         known = {image.tobytes() for images in shown for image in images}

@@ -291,7 +291,7 @@ def _hidden(victim: Victim, answers: Answers | None) -> dict[str, dict[str, Scor
     """Score a reference once more for each way of hiding something, from what it said."""
     if answers is None or answers.output in HIDDEN:
         return {}
-    asking = [name for name in victim.fingerprints if methods.rung(name, Access.QUERIES) == Access.QUERIES]
+    asking = audit.methods_for(victim, Access.QUERIES, Access.QUERIES)
     seen = {shown: Subject.of_model(cut(Replayed(answers), shown)) for shown in HIDDEN}
     return {shown: dict(compare(subject, victim, asking, Access.QUERIES).scores) for shown, subject in seen.items()}
 

@@ -280,7 +280,7 @@ def _ask(network: Network, registered: Collection[Victim]) -> _Told:
 
 
 def _voting(victim: Victim) -> list[str]:
-    return [name for name in victim.fingerprints if _asks(name)]
+    return audit.methods_for(victim, Access.QUERIES, Access.QUERIES)
 
 
 def _file_name(source: Source) -> str:

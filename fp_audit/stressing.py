@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fp_audit import audit, calibrate, plugins, victims
-from fp_audit.attacking import OpenVictim, made_before, open_victim, run_attacks, slug, staged
+from fp_audit.attacking import OpenVictim, made_before, open_victim, run_attacks, slug, spelt_out, staged, told_under
 from fp_audit.attacks._base import Attack
 from fp_audit.attacks._options import from_specs
 from fp_audit.audit import Job, Outcome
@@ -101,10 +101,7 @@ def chosen(named: Sequence[str]) -> dict[str, list[Attack]]:
         PluginError: there is no such attack.
         UsageError: an option is wrong, or nothing is named.
     """
-    stands_for = {QUICK: QUICK_ATTACKS, ALL: plugins.names("attacks")}
-    specs = [spec for text in named for spec in stands_for.get(text, (text,))]
-    if not specs:
-        raise UsageError("--attacks names none: expected quick, all or names from `fp-audit attacks`")
+    specs = spelt_out(named, {QUICK: QUICK_ATTACKS, ALL: plugins.names("attacks")})
     return {spec: from_specs(spec) for spec in dict.fromkeys(specs)}
 
 
@@ -134,7 +131,7 @@ def _attacked(
             provenance = made_before(where, attacks, target, options.seed)
             if provenance is None:
                 with staged(where) as out:
-                    told = _under(title, i, len(specs), progress)
+                    told = told_under(title, i, len(specs), progress)
                     provenance = run_attacks(attacks, target, out, seed=options.seed, progress=told).to_json()
             trials.append(Trial(spec, provenance))
         except FpAuditError as error:
@@ -143,11 +140,6 @@ def _attacked(
             trials.append(Trial(spec, failure=str(error)))
         spent += time.monotonic() - start
     return tuple(trials)
-
-
-def _under(title: str, i: int, count: int, progress: Progress) -> Progress:
-    """Turn what an attack says of itself into the share of all attacks."""
-    return lambda what, done: progress(title, (i + done) / count)
 
 
 def _minutes(seconds: float) -> str:

@@ -27,7 +27,7 @@ import numpy as np
 from fp_audit import data as labelled_images
 from fp_audit import networks, registration
 from fp_audit.alignment import count_outputs
-from fp_audit.attacking import OpenVictim, made_before, open_victim, run_attacks, slug, staged
+from fp_audit.attacking import OpenVictim, made_before, open_victim, run_attacks, slug, spelt_out, staged, told_under
 from fp_audit.attacks._base import Attack
 from fp_audit.attacks._options import from_specs
 from fp_audit.data import Labelled
@@ -240,10 +240,7 @@ def planned(named: Sequence[str], seed: int) -> list[Theft]:
         PluginError: there is no such attack.
         UsageError: an option is wrong, or nothing is named.
     """
-    stands_for = {QUICK: QUICK_ATTACKS, ALL: ALL_ATTACKS}
-    specs = [spec for text in named for spec in stands_for.get(text, (text,))]
-    if not specs:
-        raise UsageError("--attacks names none: expected quick, all or names from `fp-audit attacks`")
+    specs = spelt_out(named, {QUICK: QUICK_ATTACKS, ALL: ALL_ATTACKS})
     thefts = [theft for spec in specs for theft in _with_seeds(spec, seed)]
     return list({theft.name: theft for theft in thefts}.values())
 
@@ -343,7 +340,7 @@ def _stolen(
         if provenance is None:
             try:
                 with staged(where) as folder:
-                    told = _within(progress, title, i, len(thefts))
+                    told = told_under(title, i, len(thefts), progress)
                     done = run_attacks(theft.attacks, target, folder, seed=theft.seed, progress=told)
                 provenance = json.loads(json.dumps(done.to_json()))
             except FpAuditError as error:
@@ -352,11 +349,6 @@ def _stolen(
                 continue
         made.append(Surrogate(theft.name, theft.kind, where, provenance))
     return tuple(made), failures
-
-
-def _within(progress: Progress, title: str, i: int, count: int) -> Progress:
-    """Turn what an attack says of itself into the share of all attacks."""
-    return lambda what, done: progress(title, (i + done) / count)
 
 
 def independent_specs(

@@ -19,6 +19,12 @@ def _preprocess(ctx: click.Context, param: click.Parameter, value: str | None) -
     return parse(value)
 
 
+def names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """Read names that stand between commas; a callback."""
+    del ctx, param
+    return tuple(name.strip() for name in (value or "").split(",") if name.strip())
+
+
 device = click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where models run.")
 cpu_device = click.option(
     "--device", default="cpu", show_default=True, metavar="cpu|cuda|auto", help="Where suspects run."

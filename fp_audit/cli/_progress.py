@@ -6,7 +6,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import click
+
+from fp_audit.cli import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
     from fp_audit.engine import Progress
@@ -23,6 +28,17 @@ def shown() -> Iterator[Progress]:
             yield progress
     else:
         yield _Lines()
+
+
+@contextmanager
+def resumable(out: Path) -> Iterator[Progress]:
+    """Do the same for work that is kept in ``out``; after an interruption say that it is, and exit."""
+    try:
+        with shown() as progress:
+            yield progress
+    except KeyboardInterrupt:
+        click.echo(f"fp-audit: interrupted; the same command goes on with what is in {out}", err=True)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 class _Lines:

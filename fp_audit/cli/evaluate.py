@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from fp_audit.cli import EXIT_INTERRUPTED, _options, _progress, show
+from fp_audit.cli import _options, _progress, show
 
 
 def _budgets(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
@@ -17,11 +17,6 @@ def _budgets(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
         return tuple(int(text) for text in value.split(",") if text.strip())
     except ValueError:
         raise click.BadParameter(f"{value!r}: expected numbers, such as 10,100", ctx, param) from None
-
-
-def _named(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
-    del ctx, param
-    return tuple(text.strip() for text in value.split(",") if text.strip())
 
 
 @click.command("evaluate", short_help="Measure how often verdicts on known models are right.")
@@ -39,7 +34,7 @@ def _named(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     default="all",
     show_default=True,
     metavar="quick|all|a,b",
-    callback=_named,
+    callback=_options.names,
     help="Attacks as `fp-audit attacks` lists them, with options: prune:rate=0.7; chains: prune+quantise; "
     "with several seeds: extract@3.",
 )
@@ -49,7 +44,7 @@ def _named(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     "--methods",
     default="",
     metavar="a,b",
-    callback=_named,
+    callback=_options.names,
     help="Methods as `fp-audit methods` lists them. [default: those that register uses and that ask the model]",
 )
 @click.option(
@@ -80,12 +75,8 @@ def command(model: str, data: str, out: Path, **options: Any) -> None:  # noqa: 
     from fp_audit.scoring import EvaluationOptions, evaluate
 
     chosen = EvaluationOptions(**options)
-    try:
-        with _progress.shown() as progress:
-            found = evaluate(model, data, out, chosen, progress=progress)
-    except KeyboardInterrupt:
-        click.echo(f"fp-audit: interrupted; the same command goes on with what is in {out}", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+    with _progress.resumable(out) as progress:
+        found = evaluate(model, data, out, chosen, progress=progress)
     terminal = sys.stdout.isatty()
     try:
         out.mkdir(parents=True, exist_ok=True)

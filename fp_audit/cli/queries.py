@@ -15,20 +15,24 @@ from fp_audit.cli import _options, _progress
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="New folder for the PNG files."
 )
-@click.option("--methods", metavar="a,b", help="Methods to ask. [default: all of NAME that can be asked]")
+@click.option(
+    "--methods",
+    metavar="a,b",
+    callback=_options.names,
+    help="Methods to ask. [default: all of NAME that can be asked]",
+)
 @click.option("--decoys", type=click.IntRange(min=0), default=0, metavar="N", help="Mix in N further images of --data.")
 @click.option("--data", metavar="DATA", help=_options.DATA_HELP)
 @_options.seed
-def command(name: str, out: Path, methods: str | None, **options: Any) -> None:  # noqa: ANN401
+def command(name: str, out: Path, **options: Any) -> None:  # noqa: ANN401
     """Write the images that a suspect must be shown to be compared with the victim NAME.
 
     Collect the answers of a remote API as README.txt in the folder says; `fp-audit scan answers.jsonl` judges them.
     """
     from fp_audit.querying import README, write_queries
 
-    named = tuple(method.strip() for method in (methods or "").split(",") if method.strip())
     with _progress.shown() as progress:
-        found = write_queries(name, out, methods=named, progress=progress, **options)
+        found = write_queries(name, out, progress=progress, **options)
     decoys = f" and {found.decoys} decoys" if found.decoys else ""
     click.echo(f"{found.images} images in {out}, {found.matching} of them to match classes{decoys}")
     for method, count in found.methods.items():

@@ -16,6 +16,7 @@ from fp_audit.cli import _options, _progress
 @click.option(
     "--methods",
     metavar="a,b|all",
+    callback=_options.names,
     help="Methods to register, as `fp-audit methods` lists them, with options: negatives,zest:masks=200. "
     "[default: those marked * there]",
 )
@@ -37,7 +38,7 @@ from fp_audit.cli import _options, _progress
 @_options.device
 @_options.preprocess
 @_options.offline
-def command(methods: str | None, **options: Any) -> None:  # noqa: ANN401
+def command(**options: Any) -> None:  # noqa: ANN401
     """Register MODEL (a hub id, a model folder or an .onnx file) as a victim.
 
     Its fingerprints are generated and judged against independent models: some that you name (--references), some
@@ -47,9 +48,8 @@ def command(methods: str | None, **options: Any) -> None:  # noqa: ANN401
     from fp_audit import victims
     from fp_audit.registration import Plan, abilities, register
 
-    chosen = tuple(name.strip() for name in methods.split(",") if name.strip()) if methods else ()
     with _progress.shown() as progress:
-        victim = register(Plan(methods=chosen, **options), progress=progress)
+        victim = register(Plan(**options), progress=progress)
     accuracy = f", right on {victim.probes.accuracy:.0%} of the probe images" if victim.probes else ""
     click.echo(f"registered {victim.name}: {victim.source} ({victim.adapter}{accuracy})")
     if victim.preprocess is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from fp_audit.cli import EXIT_INTERRUPTED, EXIT_NOTHING, _options, _progress, show
+from fp_audit.cli import EXIT_NOTHING, _options, _progress, show
 
 
 @click.command("stress", short_help="Attack a registered victim and see which thefts are detected.")
@@ -20,6 +20,7 @@ from fp_audit.cli import EXIT_INTERRUPTED, EXIT_NOTHING, _options, _progress, sh
     default="quick",
     show_default=True,
     metavar="quick|all|a,b",
+    callback=_options.names,
     help="Attacks as `fp-audit attacks` lists them, with options: prune:rate=0.7,extract; chains: prune+quantise.",
 )
 @click.option(
@@ -38,7 +39,7 @@ from fp_audit.cli import EXIT_INTERRUPTED, EXIT_NOTHING, _options, _progress, sh
 @click.option("--alpha", default=0.01, show_default=True, type=float, help="Level at which a surrogate is detected.")
 @_options.seed
 @_options.device
-def command(name: str, data: str, attacks: str, out: Path | None, **options: Any) -> None:  # noqa: ANN401
+def command(name: str, data: str, out: Path | None, **options: Any) -> None:  # noqa: ANN401
     """Attack the registered victim NAME, scan every surrogate, and say which thefts its fingerprints survive.
 
     DATA are the thief's images. Surrogates are kept in --out: after an interruption the same command goes on.
@@ -47,16 +48,11 @@ def command(name: str, data: str, attacks: str, out: Path | None, **options: Any
     from fp_audit.stressing import StressOptions, stress
     from fp_audit.types import Access
 
-    named = tuple(spec.strip() for spec in attacks.split(",") if spec.strip())
     options["depth"] = Access[options["depth"].upper()]
-    chosen = StressOptions(attacks=named, **options)
+    chosen = StressOptions(**options)
     out = out or Path(f"stress-{name}")
-    try:
-        with _progress.shown() as progress:
-            found = stress(name, data, out, chosen, progress=progress)
-    except KeyboardInterrupt:
-        click.echo(f"fp-audit: interrupted; the same command goes on with what is in {out}", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+    with _progress.resumable(out) as progress:
+        found = stress(name, data, out, chosen, progress=progress)
     terminal = sys.stdout.isatty()
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
@@ -203,8 +203,7 @@ class Cem(Queried):
     ) -> tuple[list[Network], list[Network]]:
         """Train surrogates and independents, all with as many classes as the victim."""
         first, second = map(int, rng.integers(2**31, size=2))
-        if not data.classes or len(data.classes) != classes:
-            data = replace(data, classes=tuple(map(str, range(classes))))
+        data = data.of_classes(classes)
         surrogates = workshop.surrogates(victim.black_box(), data, self.options["surrogates"], seed=first, alike=True)
         return surrogates, workshop.independents(data, self.options["independents"], seed=second, alike=True)
 

@@ -126,10 +126,7 @@ class Residual(Queried):
         self, data: Labelled, classes: int, rng: np.random.Generator, workshop: Workshop
     ) -> Sequence[Network]:
         """Train networks on true labels, all with as many classes as the victim."""
-        from dataclasses import replace
-
-        if not data.classes or len(data.classes) != classes:
-            data = replace(data, classes=tuple(map(str, range(classes))))
+        data = data.of_classes(classes)
         first, second = map(int, rng.integers(2**31, size=2))
         count = self.options["independents"]
         varied = workshop.independents(data, count - count // 2, seed=first, alike=False)

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 from fp_audit.types import Access, Finding, Skipped, Verdict
 
-_ORDER = list(Verdict)
+ORDER = list(Verdict)
+"""Verdicts, most serious first."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Report:
 
     def ordered(self) -> list[Finding]:
         """Return the findings, most serious first."""
-        return sorted(self.findings, key=lambda finding: _ORDER.index(finding.verdict))
+        return sorted(self.findings, key=lambda finding: ORDER.index(finding.verdict))
 
     def fails(self, finding: Finding) -> bool:
         """Whether this finding fails the scan."""

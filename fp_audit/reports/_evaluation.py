@@ -7,13 +7,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from fp_audit import __version__
 from fp_audit.evaluating import APART, COMBINED, EVERY, Cell, Innocent, Model, Rate, Row, Setting, by_setting
 from fp_audit.reports import _plots
-from fp_audit.reports._text import p_text, printable
+from fp_audit.reports._text import p_text, printable, template
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -249,12 +248,8 @@ def four(cell: Cell | None) -> str:
 
 def as_html(evaluation: Evaluation) -> str:
     """Render a self-contained page."""
-    from jinja2 import Environment
-
-    text = resources.files("fp_audit.reports").joinpath("evaluation.html.j2").read_text(encoding="utf-8")
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
     outputs = [output for output in FIRST if output in evaluation.outputs]
-    return template.render(
+    return template("evaluation.html.j2").render(
         evaluation=evaluation,
         conclusion=conclusion(evaluation),
         first=outputs,

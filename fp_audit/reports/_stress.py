@@ -7,12 +7,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from fp_audit import __version__
 from fp_audit.calibrate import SUSPECTED
-from fp_audit.reports._text import STYLES, p_text, printable
+from fp_audit.reports._text import STYLES, p_text, printable, template
 from fp_audit.types import Evidence, Finding, Verdict
 
 if TYPE_CHECKING:
@@ -178,15 +177,11 @@ def evidence_of(trial: Trial) -> dict[str, Evidence]:
 
 def as_html(stress: Stress) -> str:
     """Render a self-contained page: conclusion, heat map, fidelity against detection, failures."""
-    from jinja2 import Environment
-
-    text = resources.files("fp_audit.reports").joinpath("stress.html.j2").read_text(encoding="utf-8")
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
     rows = [
         {"trial": trial, "cells": [_cell(evidence_of(trial).get(method), stress.alpha) for method in stress.methods]}
         for trial in stress.trials
     ]
-    return template.render(
+    return template("stress.html.j2").render(
         stress=stress, rows=rows, plot=_plot(stress), p_text=p_text, printable=printable, version=__version__
     )
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 from fp_audit.calibrate import MIN_NULL, SUSPECTED
-from fp_audit.reports._text import p_text, printable
+from fp_audit.reports._base import ORDER
+from fp_audit.reports._text import p_text, printable, template
 from fp_audit.types import Verdict
 
 LONGEST = 2000
@@ -27,8 +27,6 @@ MEANINGS = {
 }
 """The verdicts in words."""
 
-_ORDER = list(Verdict)
-
 
 def as_html(
     about: Mapping[str, Any],
@@ -44,11 +42,7 @@ def as_html(
         registered: by victim, content of its ``victim.json``.
         does: by method, what it looks at.
     """
-    from jinja2 import Environment
-
-    text = resources.files("fp_audit.reports").joinpath("summary.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_harmless)
-    return environment.from_string(text).render(
+    return template("summary.html.j2", _harmless).render(
         about=about,
         alpha=report["alpha"],
         comparisons=len(report["findings"]),
@@ -70,7 +64,7 @@ def _suspects(suspects: Sequence[Mapping[str, Any]], findings: Sequence[Mapping[
     """Give each suspect its findings, the most serious first."""
 
     def serious(item: Mapping[str, Any]) -> int:
-        return _ORDER.index(Verdict(item["verdict"]))
+        return ORDER.index(Verdict(item["verdict"]))
 
     grouped = [
         {

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
 from fp_audit.types import Finding, Verdict
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 STYLES = {
     Verdict.IDENTICAL: "bold red",
@@ -13,6 +20,22 @@ STYLES = {
     Verdict.INCONCLUSIVE: "magenta",
 }
 """How verdicts look on a terminal."""
+
+
+def template(name: str, finalize: Callable[[Any], Any] | None = None, **filters: Callable[..., Any]) -> Template:
+    """Open a page of this folder as a jinja2 template that escapes all it is given.
+
+    Args:
+        name: of the file.
+        finalize: seen by every value before it is shown.
+        filters: further filters, by name.
+    """
+    from jinja2 import Environment
+
+    text = resources.files("fp_audit.reports").joinpath(name).read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=finalize)
+    environment.filters |= filters
+    return environment.from_string(text)
 
 
 def escaped(text: str) -> str:

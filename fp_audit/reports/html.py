@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from fp_audit import __version__
 from fp_audit.reports._base import Format, Report
-from fp_audit.reports._text import p_text, printable, why
+from fp_audit.reports._text import p_text, printable, template, why
 from fp_audit.types import Evidence, Verdict
 
 COLOURS = {
@@ -36,13 +36,9 @@ class Html(Format):
     def render(self, report: Report, *, width: int | None = None, colour: bool = False) -> str:
         """See ``Format.render``."""
         del width, colour
-        from jinja2 import Environment
-
-        environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        environment.filters |= {"printable": printable, "p_text": p_text, "why": why, "plot": plot}
         script = _file("report.js")
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        page = environment.from_string(_file("report.html.j2"))
+        page = template("report.html.j2", printable=printable, p_text=p_text, why=why, plot=plot)
         return (
             page.render(
                 report=report,
