@@ -17,9 +17,10 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import Literal
 
 import numpy as np
@@ -252,7 +253,7 @@ def _train_in_processes(
         return
     with (
         TemporaryDirectory(dir=cache) as scratch,
-        ProcessPoolExecutor(min(len(waiting), cores()), mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(min(len(waiting), cores()), get_context("spawn"), _end_with_parent) as pool,
     ):
         stored = Path(scratch) / "images.npz"
         np.savez(stored, pixels=data.pixels, labels=data.labels)
@@ -266,6 +267,17 @@ def _train_in_processes(
                 process.terminate()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """Let this process end when the one that started it does, even if that one is killed."""
+
+    def wait() -> None:
+        if (parent := parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def _train_one(spec: NetworkSpec, stored: Path, path: Path, architecture: Architecture | None) -> None:

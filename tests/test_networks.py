@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,6 +153,38 @@ def test_an_interruption_keeps_what_is_done(data, monkeypatch, tmp_path):
     kept = {path.name for path in tmp_path.iterdir()}
     assert 1 <= len(kept) <= 2
     assert all(name.endswith(".safetensors") for name in kept)
+
+
+STARTER = """
+import os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from fp_audit import networks
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1, get_context("spawn"), networks._end_with_parent) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 600).result()
+"""
+
+
+def test_a_killed_registration_leaves_no_training_behind(tmp_path):
+    (tmp_path / "starter.py").write_text(STARTER)
+    with subprocess.Popen([sys.executable, str(tmp_path / "starter.py")], stdout=subprocess.PIPE, text=True) as started:
+        trainer = int(started.stdout.readline())
+        assert runs(trainer)
+        started.kill()
+    deadline = time.monotonic() + 20
+    while runs(trainer) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not runs(trainer)
+
+
+def runs(pid):
+    """Whether a process is there and has not ended."""
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
 
 
 def test_the_victims_architecture_is_trained_in_a_process(data, held_out, huggingface, monkeypatch, tmp_path):
