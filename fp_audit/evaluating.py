@@ -117,6 +117,18 @@ class Innocent:
     """Share with p <= ``level``."""
 
 
+@dataclass(frozen=True)
+class Gain:
+    """What a number of references buys, all methods together."""
+
+    references: int
+    output: str
+    detected: Rate | None
+    """Share of the surrogates of all kinds with p <= alpha; None if there are none."""
+    accused: Rate | None
+    """Share of the independents with p <= alpha; None if there are none."""
+
+
 def strength(p_value: float) -> float:
     """Return -log10 of a p-value: the larger, the more alike."""
     return -math.log10(max(p_value, 1e-300))

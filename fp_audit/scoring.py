@@ -9,32 +9,32 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fp_audit import audit, calibrate, methods, plugins, registration, victims
-from fp_audit.answers import Answers, Replayed
+from fp_audit import audit, calibrate, judging, methods, plugins, registration, victims
+from fp_audit.answers import Answers
 from fp_audit.audit import Job, Outcome
 from fp_audit.casting import Source, built, foreign, measured
 from fp_audit.comparison import compare
 from fp_audit.engine import Progress, pick_device, silent
 from fp_audit.errors import UsageError
-from fp_audit.evaluating import COMBINED, LEVELS, Row, Setting, cells, innocents, strength
+from fp_audit.evaluating import LEVELS, cells, innocents
+from fp_audit.judging import Told
 from fp_audit.methods import kind, rung
-from fp_audit.model import BlackBox, LoadOptions, Wrapper, as_probabilities, cut
+from fp_audit.model import LoadOptions
 from fp_audit.networks import Network
 from fp_audit.registration import Plan
-from fp_audit.reports._evaluation import Evaluation
+from fp_audit.reports._evaluation import USUAL_BUDGET, Evaluation
 from fp_audit.reports._stress import USEFUL
 from fp_audit.sandbox import Limits
 from fp_audit.subject import Subject, file_digests
 from fp_audit.targets import Located
-from fp_audit.types import Access, Artifact, Cost, Fingerprint, Images, OutputKind, Outputs, Skipped
+from fp_audit.types import Access, Fingerprint, Skipped
 from fp_audit.victims import Victim
 from fp_audit.zoo import ALL, Zoo, ZooOptions, build_zoo
 
@@ -73,15 +73,6 @@ class EvaluationOptions:
             raise UsageError("--budgets: expected numbers of queries, such as 10,100")
 
 
-@dataclass(frozen=True)
-class _Told:
-    """What one model said."""
-
-    answers: Mapping[str, Sequence[Answers]]
-    """By name of the victim: all that it said, several times over if it answers at random."""
-    seconds: float
-
-
 def evaluate(
     model: str, data: str, out: Path, options: EvaluationOptions | None = None, *, progress: Progress = silent
 ) -> Evaluation:
@@ -105,7 +96,7 @@ def evaluate(
     cast = foreign(options.zoo, data) if options.zoo else built(_zoo(model, data, out, options, progress))
     registered = _registered(model, cast.owner, out / "victims", specs, options, progress)
     told, failures = _asked(cast.sources, registered, out / "answers", options, progress)
-    rows, reached = _judged(told, registered.values(), progress)
+    rows, reached = judging.every(told, registered.values(), progress)
     least = min(victim.probes.accuracy for victim in registered.values() if victim.probes) - USEFUL
     models = [measured(found, reached[name], least) for name, found in cast.models.items() if name in told]
     progress("computing statistics", 0.0)
@@ -118,10 +109,17 @@ def evaluate(
         rows=tuple(rows),
         cells=tuple(cells(models, rows, options.alpha)),
         innocents=tuple(innocents(models, rows, sorted({*LEVELS, options.alpha}))),
+        gains=tuple(judging.gains(models, told, _usual(registered.values()), options.alpha)),
         failures={**cast.failures, **failures},
         registering={victim.facts["budget"]: victim.facts["seconds"] for victim in registered.values()},
         asking={name: item.seconds for name, item in told.items()},
     )
+
+
+def _usual(registered: Collection[Victim]) -> Victim:
+    """Return the registration whose results are shown first."""
+    budgets = {victim.facts["budget"]: victim for victim in registered}
+    return budgets.get(USUAL_BUDGET) or budgets[max(budgets)]
 
 
 def _stated(options: EvaluationOptions, specs: Sequence[str]) -> dict[str, Any]:
@@ -219,7 +217,7 @@ def _asked(
     folder: Path,
     options: EvaluationOptions,
     progress: Progress,
-) -> tuple[dict[str, _Told], dict[str, str]]:
+) -> tuple[dict[str, Told], dict[str, str]]:
     """Ask every model that was not asked before; return what each said, and why some could not be asked."""
     every = [fingerprint for victim in registered.values() for fingerprint in victim.fingerprints.values()]
     where = folder / digest(every)
@@ -228,7 +226,7 @@ def _asked(
     failures: dict[str, str] = {}
     missing = {name: source for name, source in sources.items() if name not in told}
     for name, said in _answering(missing, registered, options):
-        if isinstance(said, _Told):
+        if isinstance(said, Told):
             told[name] = said
             _write(paths[name], said)
         else:
@@ -240,7 +238,7 @@ def _asked(
 
 def _answering(
     sources: Mapping[str, Source], registered: Mapping[Path, Victim], options: EvaluationOptions
-) -> Iterator[tuple[str, _Told | str]]:
+) -> Iterator[tuple[str, Told | str]]:
     """Ask models, those in files in the sandbox; yield what each said, or why it cannot be asked."""
     for name, source in sources.items():
         if isinstance(source, Network):
@@ -257,7 +255,7 @@ def _answering(
             yield outcome.artifact.target, _several(outcome, job, files[outcome.artifact.target])
 
 
-def _several(outcome: Outcome, job: Job, source: Located) -> _Told | str:
+def _several(outcome: Outcome, job: Job, source: Located) -> Told | str:
     """Ask a model that answers at random as often as a scan does, and keep each answer: a scan sees them one by one."""
     outcomes = [outcome]
     if any("random" in item.detail for found in outcome.evidence.values() for item in found):
@@ -266,21 +264,17 @@ def _several(outcome: Outcome, job: Job, source: Located) -> _Told | str:
         if len(outcomes) < job.repeats:
             return "it answers at random, and could not be asked several times"
     answers = {name: [found.answers[name] for found in outcomes] for name in outcome.answers}
-    return _Told(answers, sum(found.cost.seconds for found in outcomes))
+    return Told(answers, sum(found.cost.seconds for found in outcomes))
 
 
-def _ask(network: Network, registered: Collection[Victim]) -> _Told:
+def _ask(network: Network, registered: Collection[Victim]) -> Told:
     start = time.monotonic()
     answers = {}
     for victim in registered:
-        found = compare(Subject.of_model(network), victim, _voting(victim), Access.QUERIES, record=True)
+        found = compare(Subject.of_model(network), victim, judging.voting(victim), Access.QUERIES, record=True)
         if found.answers:
             answers[victim.name] = [found.answers]
-    return _Told(answers, time.monotonic() - start)
-
-
-def _voting(victim: Victim) -> list[str]:
-    return audit.methods_for(victim, Access.QUERIES, Access.QUERIES)
+    return Told(answers, time.monotonic() - start)
 
 
 def _file_name(source: Source) -> str:
@@ -294,93 +288,19 @@ def _file_name(source: Source) -> str:
     return state.hexdigest()[:16]
 
 
-def _read(path: Path) -> _Told | None:
+def _read(path: Path) -> Told | None:
     """Read what ``_write`` wrote; None if that is not there, or damaged: then the model is asked again."""
     try:
         found = json.loads(path.read_text())
         answers = {name: [Answers.from_json(said) for said in drawn] for name, drawn in found["answers"].items()}
-        return _Told(answers, float(found["seconds"]))
+        return Told(answers, float(found["seconds"]))
     except (AttributeError, KeyError, OSError, TypeError, ValueError):
         return None
 
 
-def _write(path: Path, told: _Told) -> None:
+def _write(path: Path, told: Told) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     answers = {name: [said.to_json() for said in drawn] for name, drawn in told.answers.items()}
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps({"seconds": told.seconds, "answers": answers}))
     partial.replace(path)
-
-
-class _Drawn(Replayed):
-    """Says again what was written down of a model that answers at random, one recording after another."""
-
-    def __init__(self, drawn: Sequence[Answers]) -> None:
-        super().__init__(drawn[0])
-        self._turns = cycle([Replayed(answers) for answers in drawn])
-
-    def predict(self, images: Images) -> Outputs:
-        """See ``BlackBox.predict``."""
-        return next(self._turns).predict(images)
-
-
-class _Probabilities(Wrapper):
-    """Shows all probabilities and no logits."""
-
-    @property
-    def output(self) -> OutputKind:
-        """Always ``probabilities``."""
-        return "probabilities"
-
-    def predict(self, images: Images) -> Outputs:
-        """See ``BlackBox.predict``."""
-        return as_probabilities(self._model.predict(images), self._model.output)
-
-
-SHOWN: Mapping[str, Callable[[BlackBox], BlackBox]] = {
-    "logits": lambda model: model,
-    "probabilities": _Probabilities,
-    "top-3": lambda model: cut(model, "topk"),
-    "top-1": lambda model: cut(model, "labels"),
-}
-"""What an API shows of a model, by name; ``logits`` is all that the model says."""
-
-
-def _judged(
-    told: Mapping[str, _Told], registered: Collection[Victim], progress: Progress
-) -> tuple[list[Row], dict[str, float | None]]:
-    """Judge what every model said, for every budget and output; return also accuracies on the victim's probes."""
-    rows: list[Row] = []
-    reached: dict[str, float | None] = {}
-    for done, (name, said) in enumerate(told.items()):
-        progress(f"judging {len(told)} models", done / len(told))
-        for victim in registered:
-            for output, shown in SHOWN.items():
-                view = shown(_Drawn(said.answers[victim.name]))
-                found, accuracy = judged(name, view, victim, output)
-                rows += found
-                reached.setdefault(name, accuracy)
-    progress(f"judging {len(told)} models", 1.0)
-    return rows, reached
-
-
-def judged(name: str, model: BlackBox, victim: Victim, output: str) -> tuple[list[Row], float | None]:
-    """Judge a model as a scan of it alone would.
-
-    Returns:
-        The score of each method that has something to say and of all together, and the accuracy on the probes.
-    """
-    compared = compare(Subject.of_model(model), victim, _voting(victim), Access.QUERIES)
-    evidence = tuple(
-        audit.evidence_of(method, score, victim, compared.detail, Access.QUERIES)
-        for method, score in compared.scores.items()
-    )
-    stub = Artifact(name, "", (), ".", None)
-    (finding,) = audit.conclude([Outcome(stub, {victim.name: evidence}, {victim.name: {}}, None, Cost())], 0.01)
-    p = 1.0 if finding.p_value is None else finding.p_value
-    budget = victim.facts["budget"]
-    rows = [
-        Row(name, Setting(item.method, budget, output), item.score, item.p_value, item.queries) for item in evidence
-    ]
-    rows.append(Row(name, Setting(COMBINED, budget, output), strength(p), p, compared.queries))
-    return rows, compared.detail.get("probe_accuracy")

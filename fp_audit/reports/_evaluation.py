@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fp_audit import __version__
-from fp_audit.evaluating import APART, COMBINED, EVERY, Cell, Innocent, Model, Rate, Row, Setting, by_setting
+from fp_audit.evaluating import APART, COMBINED, EVERY, Cell, Gain, Innocent, Model, Rate, Row, Setting, by_setting
 from fp_audit.reports import _plots
 from fp_audit.reports._text import p_text, printable, template
 
@@ -42,6 +42,7 @@ class Evaluation:
     rows: tuple[Row, ...]
     cells: tuple[Cell, ...]
     innocents: tuple[Innocent, ...]
+    gains: tuple[Gain, ...]
     failures: Mapping[str, str]
     """Model that is left out -> why."""
     registering: Mapping[int, float]
@@ -116,6 +117,7 @@ def as_json(evaluation: Evaluation) -> str:
         ],
         "kinds": [{"kind": cell.kind, **cell.setting._asdict(), **_without_setting(cell)} for cell in evaluation.cells],
         "independents": [{**item.setting._asdict(), **_without_setting(item)} for item in evaluation.innocents],
+        "references": [asdict(gain) for gain in evaluation.gains],
         "failures": dict(evaluation.failures),
         "registering_seconds": {str(budget): seconds for budget, seconds in evaluation.registering.items()},
     }
@@ -167,6 +169,7 @@ def conclusion(evaluation: Evaluation) -> list[str]:
                 f"{between(cell.detected)} of the surrogates are detected at level {evaluation.alpha:g}, "
                 f"and {between(wrong.observed)} of the independents are called derived."
             )
+    said += _references(evaluation)
     if independents < FEW:
         said.append(
             f"With {independents} independents TPR at 1 % FPR is TPR above the largest score of an independent."
@@ -181,6 +184,23 @@ def conclusion(evaluation: Evaluation) -> list[str]:
     if evaluation.failures:
         named = "; ".join(f"{printable(name)}: {printable(why)}" for name, why in evaluation.failures.items())
         said.append(f"Left out: {named}.")
+    return said
+
+
+def _references(evaluation: Evaluation) -> list[str]:
+    """Say what more references buy, where their number was varied."""
+    said = []
+    for output in FIRST:
+        found = [gain for gain in evaluation.gains if gain.output == output and gain.detected and gain.accused]
+        if len(found) > 1:
+            rows = "; ".join(
+                f"{gain.references}: {short(gain.detected.value)} and {short(gain.accused.value)}"
+                for gain in found
+                if gain.detected and gain.accused
+            )
+            said.append(
+                f"{output}, surrogates detected and independents called derived, by number of references: {rows}."
+            )
     return said
 
 

@@ -76,12 +76,12 @@ def models(evaluated, digit_models, tmp_path):
 
 
 def test_interrupted_is_130(evaluated, digit_models, invoke, monkeypatch):
-    from fp_audit import scoring
+    from fp_audit import judging
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scoring, "_judged", interrupted)
+    monkeypatch.setattr(judging, "every", interrupted)
     result = evaluate(invoke, digit_models, evaluated)
     assert result.exit_code == 130
     assert "the same command goes on" in result.stderr
@@ -109,6 +109,24 @@ def test_it_goes_on_and_makes_a_table_a_page_json_and_parquet(evaluated, digit_m
 
     check_json(json.loads((evaluated / "evaluation.json").read_text()))
     check_rows(parquet.read_table(io.BytesIO((evaluated / "evaluation.parquet").read_bytes())).to_pylist())
+
+
+def test_what_more_references_buy(evaluated, digit_models, invoke, monkeypatch):
+    from fp_audit import judging
+
+    monkeypatch.setattr(judging, "REFERENCES", (2,))
+    result = evaluate(invoke, digit_models, evaluated)
+    assert "logits, surrogates detected and independents called derived, by number of references: 2: " in result.stdout
+    found = json.loads((evaluated / "evaluation.json").read_text())
+    shares = {(gain["references"], gain["output"]): gain["detected"]["value"] for gain in found["references"]}
+    assert {size for size, _ in shares} == {2, 4}
+    assert all(shares[2, output] == 0 for output in OUTPUTS)  # too few for a p-value
+    whole = {
+        cell["output"]: cell["detected"]["value"]
+        for cell in found["kinds"]
+        if (cell["kind"], cell["method"], cell["budget"]) == ("all", "combined", 20)
+    }
+    assert {output: shares[4, output] for output in OUTPUTS} == whole
 
 
 def check_json(found):
@@ -236,6 +254,7 @@ def test_names_from_a_truth_file_do_no_harm_on_the_page():
         rows,
         tuple(cells(models, rows, 0.01)),
         tuple(innocents(models, rows)),
+        (),
         {hostile: hostile},
         {10: 1.0},
         {},
