@@ -21,8 +21,9 @@ from fp_audit import data
 from fp_audit.descent import Adam, ball, search
 from fp_audit.engine import Recipe, fit, pick_device
 from fp_audit.fingerprints._adversarial import cw, misclassification
+from fp_audit.fingerprints._conferrable import Sides, ensemble
 from fp_audit.fingerprints._segments import patches
-from fp_audit.fingerprints.cem import Cem, Sides, ensemble
+from fp_audit.fingerprints.cem import Cem
 from fp_audit.fingerprints.ipguard import boundary_loss
 from fp_audit.fingerprints.zest import draw_masks, local_weights
 from fp_audit.networks import Network

@@ -25,7 +25,7 @@ from fp_audit.attacks._options import build, from_specs
 from fp_audit.attacks._provenance import Cost, Fidelity, Provenance, versions
 from fp_audit.data import Labelled
 from fp_audit.engine import Progress, pick_device, silent, top1
-from fp_audit.errors import DataError, NotApplicable, TargetError, UsageError
+from fp_audit.errors import DataError, FpAuditError, NotApplicable, TargetError, UsageError
 from fp_audit.model import Adapter, BlackBox, LoadOptions, Reordered
 from fp_audit.preprocess import Preprocess
 from fp_audit.sources._base import SourceOptions
@@ -266,6 +266,28 @@ def made_before(where: Path, attacks: Sequence[Attack], target: OpenVictim, seed
         same = False
     if not same:
         raise UsageError(f"{where} was made from another model, seed or data set: name another --out, or remove it")
+    return found
+
+
+def obtained(
+    attacks: Sequence[Attack], target: OpenVictim, where: Path, *, seed: int, progress: Progress
+) -> dict[str, Any]:
+    """Return the provenance of the surrogate in ``where``, made now unless an earlier call, or another run, made it.
+
+    Raises:
+        UsageError: what lies there is something else.
+        FpAuditError: the attack is not possible; ``where`` does not exist then.
+    """
+    found = made_before(where, attacks, target, seed)
+    if found is None:
+        try:
+            with staged(where) as out:
+                done = run_attacks(attacks, target, out, seed=seed, progress=progress)
+            found = json.loads(json.dumps(done.to_json()))
+        except FpAuditError:
+            found = made_before(where, attacks, target, seed)  # by another run, meanwhile
+            if found is None:
+                raise
     return found
 
 

@@ -253,7 +253,9 @@ def _train_in_processes(
         return
     with (
         TemporaryDirectory(dir=cache) as scratch,
-        ProcessPoolExecutor(min(len(waiting), cores()), get_context("spawn"), _end_with_parent) as pool,
+        ProcessPoolExecutor(
+            min(len(waiting), cores()), mp_context=get_context("spawn"), initializer=_end_with_parent
+        ) as pool,
     ):
         stored = Path(scratch) / "images.npz"
         np.savez(stored, pixels=data.pixels, labels=data.labels)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fp_audit import audit, calibrate, plugins, victims
-from fp_audit.attacking import OpenVictim, made_before, open_victim, run_attacks, slug, spelt_out, staged, told_under
+from fp_audit.attacking import OpenVictim, obtained, open_victim, slug, spelt_out, told_under
 from fp_audit.attacks._base import Attack
 from fp_audit.attacks._options import from_specs
 from fp_audit.audit import Job, Outcome
@@ -128,12 +128,8 @@ def _attacked(
         where = folder / slug(spec)
         progress(title, i / len(specs))
         try:
-            provenance = made_before(where, attacks, target, options.seed)
-            if provenance is None:
-                with staged(where) as out:
-                    told = told_under(title, i, len(specs), progress)
-                    provenance = run_attacks(attacks, target, out, seed=options.seed, progress=told).to_json()
-            trials.append(Trial(spec, provenance))
+            told = told_under(title, i, len(specs), progress)
+            trials.append(Trial(spec, obtained(attacks, target, where, seed=options.seed, progress=told)))
         except FpAuditError as error:
             if where.exists():
                 raise

@@ -16,7 +16,6 @@ are networks of many kinds, trained on true labels: of the victim's own images, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ import numpy as np
 from fp_audit import data as labelled_images
 from fp_audit import networks, registration
 from fp_audit.alignment import count_outputs
-from fp_audit.attacking import OpenVictim, made_before, open_victim, run_attacks, slug, spelt_out, staged, told_under
+from fp_audit.attacking import OpenVictim, obtained, open_victim, slug, spelt_out, told_under
 from fp_audit.attacks._base import Attack
 from fp_audit.attacks._options import from_specs
 from fp_audit.data import Labelled
@@ -336,18 +335,15 @@ def _stolen(
         title = f"surrogate {i + 1} of {len(thefts)}: {theft.name}"
         progress(title, i / len(thefts))
         where = out / "surrogates" / theft.name
-        provenance = made_before(where, theft.attacks, target, theft.seed)
-        if provenance is None:
-            try:
-                with staged(where) as folder:
-                    told = told_under(title, i, len(thefts), progress)
-                    done = run_attacks(theft.attacks, target, folder, seed=theft.seed, progress=told)
-                provenance = json.loads(json.dumps(done.to_json()))
-            except FpAuditError as error:
-                failures[theft.name] = str(error)
-                progress(f"{theft.name} is left out: {error}", i / len(thefts))
-                continue
-        made.append(Surrogate(theft.name, theft.kind, where, provenance))
+        try:
+            told = told_under(title, i, len(thefts), progress)
+            provenance = obtained(theft.attacks, target, where, seed=theft.seed, progress=told)
+            made.append(Surrogate(theft.name, theft.kind, where, provenance))
+        except FpAuditError as error:
+            if where.exists():
+                raise
+            failures[theft.name] = str(error)
+            progress(f"{theft.name} is left out: {error}", i / len(thefts))
     return tuple(made), failures
 
 

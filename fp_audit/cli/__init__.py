@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 
 import click
 
@@ -29,6 +30,10 @@ COMMANDS = (
 """In the order of ``--help``. Each module holds ``command`` and imports only click before it is called."""
 
 EXIT_FOUND, EXIT_USAGE, EXIT_NOTHING, EXIT_INCOMPLETE, EXIT_INTERRUPTED = 1, 2, 3, 4, 130
+
+
+_FULL = ("No space left on device", "Disk quota exceeded")
+"""What errors of libraries say that wrap the operating system's."""
 
 
 class _Lazy(click.Group):
@@ -74,7 +79,7 @@ def cli() -> None:
 
     Register a victim once, then scan folders, ONNX files or hub repositories for its copies and surrogates.
 
-    Exit codes: 0 nothing found, 1 found, 2 usage, 3 nothing auditable, 4 incomplete (--strict), 130 interrupted.
+    Exit codes: 0 not found, 1 found, 2 usage or error, 3 nothing auditable, 4 incomplete (--strict), 130 interrupted.
     """
 
 
@@ -96,4 +101,11 @@ def main() -> None:
     except OSError as error:
         click.echo(f"fp-audit: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), err=True)
         code = EXIT_USAGE
+    except Exception as error:
+        code = EXIT_USAGE  # not Python's 1, which would say that a surrogate was found
+        if any(text in str(error) for text in _FULL):
+            click.echo("fp-audit: the disk is full: make room and try again; what was finished is kept", err=True)
+        else:
+            traceback.print_exc()
+            click.echo("fp-audit: this is a bug, and nothing was decided; please report the lines above", err=True)
     sys.exit(code if isinstance(code, int) else 0)

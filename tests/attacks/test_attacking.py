@@ -1,11 +1,12 @@
 import json
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from attack_victims import data, digits, tensors, victim
 
-from fp_audit.attacking import attack, open_victim, run_attacks
+from fp_audit.attacking import attack, obtained, open_victim, run_attacks
 from fp_audit.attacks._base import NO_LABEL, Attack, Surrogate
 from fp_audit.errors import AccessError, DataError, PluginError, UsageError
 from fp_audit.preprocess import NAMED
@@ -154,3 +155,17 @@ def test_a_chain_goes_on_from_the_surrogate_before(tmp_path):
 def test_a_wrong_chain_is_refused_before_anything_is_done(tmp_path, spec):
     with pytest.raises((UsageError, PluginError)):
         attack("prune", "no-such-model", data(), tmp_path / "out", chain=[spec])
+
+
+def test_a_surrogate_that_another_run_made_meanwhile_is_taken(tmp_path):
+    target, attacks = open_victim(str(victim("onnx")), data()), [Recorder()]
+    theirs = obtained(attacks, target, tmp_path / "theirs", seed=3, progress=lambda *_: None)
+
+    def overtaken(what, done):
+        if what == "measuring fidelity" and not (tmp_path / "ours").exists():
+            shutil.copytree(tmp_path / "theirs", tmp_path / "ours")
+
+    assert obtained(attacks, target, tmp_path / "ours", seed=3, progress=overtaken) == theirs
+    assert {path.name for path in tmp_path.iterdir()} == {"ours", "theirs"}
+    with pytest.raises(UsageError, match="another model, seed or data set"):
+        obtained(attacks, target, tmp_path / "ours", seed=4, progress=overtaken)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from fp_audit.cli import COMMANDS
 
@@ -72,3 +73,25 @@ def test_a_reader_that_leaves_is_no_error(home):
     _, error = process.communicate(timeout=60)
     assert "Traceback" not in error
     assert process.returncode == 0
+
+
+def test_a_bug_is_not_taken_for_a_finding(invoke, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("fp_audit.plugins.load_all", broken)
+    result = invoke("methods")
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr
+    assert "boom" in result.stderr
+    assert "nothing was decided" in result.stderr
+
+
+def test_a_full_disk_is_one_line_whichever_library_meets_it(invoke, monkeypatch):
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("fp_audit.plugins.load_all", full)
+    result = invoke("methods")
+    assert result.exit_code == 2
+    assert result.stderr == "fp-audit: the disk is full: make room and try again; what was finished is kept\n"

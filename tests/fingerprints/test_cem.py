@@ -18,20 +18,22 @@ from fp_audit.engine import Recipe, fit, silent
 from fp_audit.errors import NotApplicable, UsageError
 from fp_audit.families import build
 from fp_audit.fingerprints import cem
-from fp_audit.fingerprints.cem import (
-    THRESHOLDS,
-    Cem,
+from fp_audit.fingerprints._conferrable import (
     Sides,
     conferrability,
     conferrable_loss,
     cross_entropy,
-    decision_threshold,
     drawn,
-    enough,
     ensemble,
     ensemble_output,
-    mean_answer,
     mean_prediction,
+)
+from fp_audit.fingerprints.cem import (
+    THRESHOLDS,
+    Cem,
+    decision_threshold,
+    enough,
+    mean_answer,
     movable,
     portion,
     promising,
@@ -513,7 +515,7 @@ def test_bad_options_are_refused(options, message):
 def test_digits(tmp_path, monkeypatch):
     """Train a victim, three surrogates and three independents on real images, and look at what they say."""
     monkeypatch.setattr(networks, "SEEN_IMAGES", 8000)
-    in_this_process = lambda workers, mp_context: ThreadPoolExecutor(1)  # noqa: E731
+    in_this_process = lambda workers, **_: ThreadPoolExecutor(1)  # noqa: E731
     monkeypatch.setattr(networks, "ProcessPoolExecutor", in_this_process)
     pixels, labels = digits()
     data = Labelled(pixels[:900], labels[:900], None, "digits")
