@@ -241,8 +241,8 @@ class TestResume:
         self.interrupt(three)
         resumed = self.again(three)
         whole = list(scan(three, "owner", ScanOptions(depth=Access.WEIGHTS)))
-        assert [(f.target, f.p_value, f.q_value, f.reason, f.evidence) for f in resumed] == [
-            (f.target, f.p_value, f.q_value, f.reason, f.evidence) for f in whole
+        assert [(f.target, f.p_value, f.q_value, f.reason) for f in resumed] == [
+            (f.target, f.p_value, f.q_value, f.reason) for f in whole
         ]
 
     def test_without_resume_everything_is_done_again(self, home, three, opened):
