@@ -25,6 +25,7 @@ from fp_audit.fresh import Architecture
 from fp_audit.metrics import accuracy
 from fp_audit.model import HIDDEN, BlackBox, LoadOptions, Memoised, Unprepared, as_images, cut
 from fp_audit.preprocess import Preprocess
+from fp_audit.runners import local
 from fp_audit.sources._base import SourceOptions
 from fp_audit.subject import Subject, file_digests
 from fp_audit.targets import adapter, locate, locate_one
@@ -364,7 +365,7 @@ def _given(plan: Plan, victim: Victim, opened: _Opened, progress: Progress) -> l
         victims.save(victim, where)
         load = LoadOptions(device=pick_device(plan.device))
         job = audit.Job({where: victim}, depth=Access.GRADIENTS, load=load, exhaustive=True, record=True)
-        for done, outcome in enumerate(audit.run(located, job)):
+        for done, outcome in enumerate(local.run(located, job)):
             progress("scoring the given references", done / len(located))
             if isinstance(outcome, Skipped) or outcome.failure:
                 reason = outcome.reason if isinstance(outcome, Skipped) else outcome.failure

@@ -11,8 +11,8 @@ from typing import Any, Self, TypeVar
 
 from numpy.typing import NDArray
 
-from fp_audit.errors import AccessError
-from fp_audit.model import Adapter, BlackBox, Finite, LoadOptions, Unprepared, WhiteBox
+from fp_audit.errors import AccessError, UnavailableTarget
+from fp_audit.model import Adapter, BlackBox, Finite, LoadOptions, Unprepared, WhiteBox, memoised
 from fp_audit.preprocess import Preprocess
 from fp_audit.types import Access, Artifact, File
 
@@ -69,6 +69,11 @@ class Subject:
         """Return a view whose ``black_box`` is ``model``: the same model behind a wrapper."""
         return self._copy(black_box=lambda: model)
 
+    def remembering(self) -> Subject:
+        """Return a view whose model is asked each distinct batch once, by however many who compare it."""
+        offered = self._black_box
+        return self._copy(black_box=cache(lambda: memoised(offered()))) if offered else self
+
     def unaligned(self) -> Subject:
         """Return a view that says that its classes are not the victim's."""
         return self._copy(aligned=False)
@@ -90,10 +95,17 @@ class Subject:
         return self._granted(Access.IDENTITY, self._files)
 
     def hashed(self, file: File) -> File:
-        """Return ``file`` with its sha256 and git id, read from disk where the listing did not know them."""
+        """Return ``file`` with its sha256 and git id, read from disk where the listing did not know them.
+
+        Raises:
+            UnavailableTarget: it cannot be read.
+        """
         if file.sha256 is not None or self._root is None:
             return file
-        digests = file_digests(self._root / file.path)
+        try:
+            digests = file_digests(self._root / file.path)
+        except OSError as error:
+            raise UnavailableTarget(f"{file.path!r} cannot be read: {error.strerror or error}") from error
         return replace(file, sha256=digests["sha256"], git_oid=digests["git_oid"])
 
     def tensors(self) -> Mapping[str, NDArray[Any]]:

@@ -36,7 +36,7 @@ def locate(targets: Iterable[str], options: SourceOptions) -> Iterator[Located |
             continue
         try:
             for item in source.listings(target):
-                for found in [item] if isinstance(item, Skipped) else _claimed(item, source):
+                for found in (item,) if isinstance(item, Skipped) else _claimed(item, source):
                     if isinstance(found, Skipped):
                         yield found
                     elif (named := names.new(found)) is not None:
@@ -106,14 +106,14 @@ def _expanded(targets: Iterable[str], sources: list[Source]) -> Iterator[str]:
         yield from source.expand(target) if source else [target]
 
 
-def _claimed(listing: Listing, source: Source) -> list[Artifact | Skipped]:
-    """Let every adapter look for its models in a listing; say why if none finds one."""
+def _claimed(listing: Listing, source: Source) -> Iterator[Artifact | Skipped]:
+    """Let every adapter look for its models in a listing, as they are asked for; say why if none finds one."""
     found: list[Artifact | Skipped] = []
     for name in plugins.names("adapters"):
-        claimed = adapter(name).claim(listing, lambda path: source.read(listing, path))
-        found.extend(item if isinstance(item, Skipped) else _with_augmentation(item, listing) for item in claimed)
-    found.extend(_unclaimed(listing, found))
-    return found
+        for claimed in adapter(name).claim(listing, lambda path: source.read(listing, path)):
+            found.append(claimed if isinstance(claimed, Skipped) else _with_augmentation(claimed, listing))
+            yield found[-1]
+    yield from _unclaimed(listing, found)
 
 
 def _with_augmentation(artifact: Artifact, listing: Listing) -> Artifact:
@@ -123,9 +123,8 @@ def _with_augmentation(artifact: Artifact, listing: Listing) -> Artifact:
     """
     if not _is_model(artifact):
         return artifact
-    files = {file.path: file for file in listing.files}
-    folder = _folder(artifact.entry) if artifact.entry in files else artifact.entry
-    stated = files.get(str(PurePosixPath(folder, augmentation.FILE)))
+    folder = _folder(artifact.entry) if artifact.entry in listing.by_path else artifact.entry
+    stated = listing.by_path.get(str(PurePosixPath(folder, augmentation.FILE)))
     return artifact if stated is None else replace(artifact, files=(*artifact.files, stated))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -79,6 +80,11 @@ class Listing:
     """Local folder that holds the files; None while they are still on a hub."""
     revision: str | None = None
     """Commit sha on a hub."""
+
+    @cached_property
+    def by_path(self) -> Mapping[str, File]:
+        """The files by their path."""
+        return {file.path: file for file in self.files}
 
 
 @dataclass(frozen=True)
@@ -202,6 +208,8 @@ class Cost:
     bytes_read: int = 0
     queries: int = 0
     seconds: float = 0.0
+    examined: str | None = None
+    """When an earlier scan spent this (ISO 8601), where its result was taken over; None: this scan did."""
 
 
 @dataclass(frozen=True)

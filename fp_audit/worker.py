@@ -30,8 +30,8 @@ class Worker:
 
     def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
         """Compare: ``{artifact, options, access, record, repeats, victims}`` to ``{folder: comparison}``."""
-        subject = self._subject(request["artifact"], request["options"])
         access = Access(request["access"])
+        subject = self._subject(request["artifact"], request["options"], access)
         answer = {}
         for folder, methods in request["victims"].items():
             victim = victims.load(Path(folder), methods)
@@ -40,11 +40,13 @@ class Worker:
             )
         return answer
 
-    def _subject(self, artifact: dict[str, Any], options: dict[str, Any]) -> Subject:
-        key = (artifact, options)
+    def _subject(self, artifact: dict[str, Any], options: dict[str, Any], access: Access) -> Subject:
+        """Return the open model; tensors that were read to compare weights are let go before it is asked."""
+        key = (artifact, options, access > Access.WEIGHTS)
         if self._open is None or self._open[0] != key:
             found = artifact_from_json(artifact)
-            self._open = key, Subject.of_artifact(found, adapter(found.adapter), _options_from_json(options))
+            opened = Subject.of_artifact(found, adapter(found.adapter), _options_from_json(options)).remembering()
+            self._open = key, opened
         return self._open[1]
 
 

@@ -38,6 +38,7 @@ BUNDLE = "bundle"
 
 DEPTHS = ("identity", "weights", "queries", "gradients")
 FAIL_ON = ("identical", "derived", "suspected", "never")
+ENGINES = ("local", "ray")
 
 
 @click.command(
@@ -96,7 +97,20 @@ FAIL_ON = ("identical", "derived", "suspected", "never")
 @click.option("--max-bytes", type=click.IntRange(min=1), metavar="N", help="Most bytes to download for one model.")
 @_options.offline
 @click.option("--dry-run", is_flag=True, help="List what would be scanned and downloaded; open nothing.")
-@click.option("--resume", is_flag=True, help="Go on with an interrupted scan of the same targets.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Take over what earlier scans, interrupted or not, found out about the same content with the same victims and "
+    "options.",
+)
+@click.option("--stream", is_flag=True, help="Delete what was downloaded for a model when it has been examined.")
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="local",
+    show_default=True,
+    help="Who examines: this machine, or a Ray cluster (needs fp-audit[ray]).",
+)
 @click.option("--strict", is_flag=True, help="Exit with 4 if a target is inconclusive or skipped.")
 @click.option(
     "--baseline",
@@ -167,22 +181,24 @@ def _scan(targets: tuple[str, ...], victim: tuple[str, ...], options: ScanOption
     from fp_audit.scanning import scan
     from fp_audit.types import Finding, Skipped
 
+    outcomes: list[Outcome] = []
     with _progress.shown() as progress:
-        examined: list[Outcome | Skipped] = []
+        tally = _progress.Tally(options.alpha)
 
         def seen(outcome: Outcome | Skipped, done: int, count: int) -> None:
-            examined.append(outcome)
-            progress(f"scanning {count} models", done / count)
+            tally.add(outcome)
+            progress("scanning", done / count, tally.note(count))
+            if isinstance(outcome, Outcome):  # evidence is in the findings; answers are needed for a bundle only
+                outcomes.append(outcome if options.record else replace(outcome, evidence={}, silent={}))
 
         try:
             results = list(scan(targets, victim, options, seen=seen))
         except KeyboardInterrupt:
-            click.echo(f"fp-audit: interrupted after {len(examined)} models; add --resume to go on", err=True)
+            click.echo(f"fp-audit: interrupted after {len(outcomes)} models; add --resume to go on", err=True)
             sys.exit(EXIT_INTERRUPTED)
     findings = tuple(item for item in results if isinstance(item, Finding))
     skipped = tuple(item for item in results if isinstance(item, Skipped))
     names = tuple(dict.fromkeys(finding.victim for finding in findings)) or victim
-    outcomes = [item for item in examined if isinstance(item, Outcome)]
     return Report(names, findings, skipped, options.alpha, options.depth), outcomes
 
 

@@ -22,6 +22,8 @@ class SourceOptions:
     """Use only what is on this machine; make no request."""
     max_bytes: int | None = None
     """Refuse to download more than this for one model."""
+    stream: bool = False
+    """Delete what was downloaded for a model when it has been examined."""
 
 
 class Source(ABC):
@@ -68,6 +70,14 @@ class Source(ABC):
         Raises:
             UnavailableTarget: the network, the hub or ``max_bytes`` does not allow it.
         """
+
+    def release(self, artifact: Artifact) -> None:
+        """Give up what ``fetch`` keeps for this artifact alone: it has been examined. By default that is nothing.
+
+        Args:
+            artifact: as ``fetch`` returned it, or as it was listed where it was not fetched.
+        """
+        del artifact
 
     @abstractmethod
     def missing_bytes(self, artifact: Artifact) -> int:

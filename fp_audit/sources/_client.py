@@ -14,10 +14,10 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from fp_audit.errors import UnavailableTarget
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 logger = logging.getLogger(__name__)
+
+_Answer = TypeVar("_Answer")
 
 TIMEOUT = 30.0
 """Seconds that a listing may take; downloads have the client's own limits."""
@@ -49,19 +51,10 @@ def model_info(repo: str, revision: str | None) -> ModelInfo:
     Raises:
         UnavailableTarget: not found, not allowed, not reached.
     """
-    import httpx2
-
     with explained(f"{repo}@{revision}" if revision else repo, *MALFORMED):
-        for pause in PAUSES:
-            try:
-                return _api().model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT)
-            except httpx2.HTTPError as error:
-                wait = _wait(error, pause)
-                if wait is None:
-                    raise
-                logger.warning("%s: %s; next try in %.0f s", repo, _first_line(error), wait)
-            time.sleep(wait)
-        return _api().model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT)
+        return _patiently(
+            repo, lambda: _api().model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT)
+        )
 
 
 def models_of(org: str) -> list[str]:
@@ -77,6 +70,9 @@ def models_of(org: str) -> list[str]:
 def download(repo: str, path: str, commit: str, folder: Path) -> None:
     """Download a file of a commit to ``folder / path``. Two requests.
 
+    The client itself waits for rate limits and retries a few times what breaks off; what fails then is tried again
+    here, as for listings.
+
     Raises:
         UnavailableTarget: not found, not allowed, not reached, no room.
     """
@@ -86,7 +82,8 @@ def download(repo: str, path: str, commit: str, folder: Path) -> None:
     if not sys.stderr.isatty() and "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
         disable_progress_bars()
     with explained(f"{repo}: {path!r}", *MALFORMED, RuntimeError):
-        api.hf_hub_download(repo, path, revision=commit, local_dir=folder, cache_dir=folder / ".no-cache")
+        cache = folder / ".no-cache"
+        _patiently(repo, lambda: api.hf_hub_download(repo, path, revision=commit, local_dir=folder, cache_dir=cache))
 
 
 def cache_folder() -> Path:
@@ -121,12 +118,29 @@ def _endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
-def _wait(error: Exception, pause: float) -> float | None:
+def _patiently(repo: str, ask: Callable[[], _Answer]) -> _Answer:
+    """Ask, and ask again after a pause as long as another try may succeed."""
+    import httpx2
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    for pause in PAUSES:
+        try:
+            return ask()
+        except (httpx2.HTTPError, LocalEntryNotFoundError) as error:
+            wait = _wait(error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error, pause)
+            if wait is None:
+                raise
+            logger.warning("%s: %s; next try in %.0f s", repo, _first_line(error), wait)
+        time.sleep(wait)
+    return ask()
+
+
+def _wait(error: BaseException | None, pause: float) -> float | None:
     """Return the seconds to wait before the next try, None if there should be none."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
-    if isinstance(error, (httpx2.RemoteProtocolError, httpx2.ReadError)):
+    if isinstance(error, (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.ReadTimeout)):
         return pause
     if not isinstance(error, HfHubHTTPError) or error.response.status_code not in TRANSIENT:
         return None

@@ -8,6 +8,7 @@ files again; a model that only the client's own cache has is found there.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from fp_audit.errors import UnavailableTarget
 from fp_audit.sources import _cache, _client
-from fp_audit.sources._base import Source, check_small
+from fp_audit.sources._base import Source, SourceOptions, check_small
 from fp_audit.sources._names import is_inside, is_local
 from fp_audit.sources._store import COMMIT, Store, models_folder
 from fp_audit.types import Artifact, File, Listing, Skipped
@@ -38,6 +39,13 @@ class HubSource(Source):
     summary = "a model on the Hugging Face Hub (org/model[@revision]) or all models of an account (org/)"
     order = 30
 
+    def __init__(self, options: SourceOptions) -> None:
+        super().__init__(options)
+        self._brought: dict[tuple[str, str], list[str]] = {}
+        """Repository and commit -> files that were downloaded here, or copied from the client's cache."""
+        self._used: dict[tuple[str, str, str], int] = {}
+        """Fetched model -> descriptor that keeps other processes from deleting its files."""
+
     def accepts(self, target: str) -> bool:
         """See ``Source.accepts``. ``modles/foo`` without such a folder is taken for a hub id."""
         return not is_local(target)
@@ -56,7 +64,7 @@ class HubSource(Source):
 
     def read(self, listing: Listing, path: str) -> bytes:
         """See ``Source.read``."""
-        file = next((file for file in listing.files if file.path == path), None)
+        file = listing.by_path.get(path)
         if file is None:
             raise UnavailableTarget(f"{listing.target} has no file {path!r}")
         check_small(path, file.size)
@@ -66,10 +74,22 @@ class HubSource(Source):
 
     def fetch(self, artifact: Artifact) -> Artifact:
         """See ``Source.fetch``."""
+        if _listed(artifact) not in self._used:
+            with _client.explained(artifact.target):
+                self._used[_listed(artifact)] = self._store.use(*_address(artifact))
         needed, allowed = self.missing_bytes(artifact), self.options.max_bytes
         if allowed is not None and needed > allowed:
             raise UnavailableTarget(f"{artifact.target}: {needed:,} bytes to download, --max-bytes allows {allowed:,}")
         return replace(artifact, root=self._obtain(*_address(artifact), artifact.files))
+
+    def release(self, artifact: Artifact) -> None:
+        """See ``Source.release``: when streaming, the files that this source downloaded, unless they are in use."""
+        address = _address(artifact)
+        used = self._used.pop(_listed(artifact), None)
+        if self.options.stream and address in self._brought:
+            self._store.discard(*address, self._brought[address], self._store.use(*address) if used is None else used)
+        elif used is not None:
+            os.close(used)
 
     def missing_bytes(self, artifact: Artifact) -> int:
         """See ``Source.missing_bytes``."""
@@ -133,6 +153,7 @@ class HubSource(Source):
                 for file in files:
                     if store.find(repo, commit, file) is None:  # another process may have brought it meanwhile
                         self._bring(staging, repo, commit, file)
+                        self._brought.setdefault((repo, commit), []).append(file.path)
         return store.root(repo, commit)
 
     def _bring(self, staging: Path, repo: str, commit: str, file: File) -> None:
@@ -159,6 +180,11 @@ def _address(artifact: Artifact) -> tuple[str, str]:
     if artifact.listing is None or artifact.revision is None:
         raise UnavailableTarget(f"{artifact.target} does not come from a hub: it has no repository and commit")
     return artifact.listing, artifact.revision
+
+
+def _listed(artifact: Artifact) -> tuple[str, str, str]:
+    """Tell fetched models apart, two of one repository included."""
+    return (*_address(artifact), artifact.entry)
 
 
 def _file(repo: str, sibling: RepoSibling) -> File:

@@ -234,13 +234,17 @@ class TestDownloading:
         assert len(set(roots)) == 1
         assert hub.bytes_sent == 4 * len(WEIGHTS)
 
-    def test_nothing_is_left_of_a_failed_download(self, hub: HubServer, tmp_path: Path) -> None:
+    def test_nothing_is_left_of_a_failed_download(
+        self, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         publish(hub, "thief/m")
         wanted = artifact(listed("thief/m"), "config.json", "model.safetensors")
-        hub.fail("GET /thief/m/resolve", 500, times=1)
+        monkeypatch.setattr("fp_audit.sources._client.PAUSES", (0.0, 0.0))
+        hub.fail("GET /thief/m/resolve", 500, times=3)
         with pytest.raises(UnavailableTarget, match=r"error \(500\)"):
             source().fetch(wanted)
-        assert files_of(tmp_path / "home/models/thief--m/partial") == {f"{wanted.revision}.lock": b""}
+        left = {f"{wanted.revision}.lock": b"", f"{wanted.revision}.used": b""}
+        assert files_of(tmp_path / "home/models/thief--m/partial") == left
         assert files_of(source().fetch(wanted).path)["model.safetensors"] == WEIGHTS
 
 
