@@ -46,6 +46,8 @@ class Job:
     """Bring back what each model said, and the digests of its files."""
     repeats: int = REPEATS
     """Times that each image is shown to a model that answers at random."""
+    base: Artifact | None = None
+    """The model that victims and suspects may both have been made from, on this disk."""
 
 
 @dataclass(frozen=True)
@@ -191,9 +193,12 @@ class _State:
         """Compare in a child."""
         modules = preload(self.artifact.adapter, access)
         readable = [*self.artifact.local_files(), *wanted]
+        if job.base is not None:
+            modules = (*modules, *preload(job.base.adapter, Access.WEIGHTS))
+            readable += job.base.local_files()
         with sandbox.child(TASK, modules, readable=readable, gpu=job.load.device != "cpu") as child:
             answer = child.call(
-                request(self.artifact, job.load, access, wanted, record=job.record, repeats=job.repeats)
+                request(self.artifact, job.load, access, wanted, record=job.record, repeats=job.repeats, base=job.base)
             )
         self.opened = True
         try:
@@ -228,7 +233,9 @@ def methods_for(victim: Victim, access: Access, depth: Access, gives: Collection
 
 def _decided(evidence: tuple[Evidence, ...], bound: float) -> bool:
     return any(
-        item.detail.get("identical") or (item.p_value is not None and item.p_value <= bound / len(evidence))
+        item.detail.get("identical")
+        or "base" in item.detail
+        or (item.p_value is not None and item.p_value <= bound / len(evidence))
         for item in evidence
     )
 
@@ -287,7 +294,7 @@ def _finding(outcome: Outcome, victim: str, p: float | None, q: float | None, al
         target=artifact.target,
         victim=victim,
         verdict=verdict,
-        reason=reason + _at_random(evidence),
+        reason=reason + _at_random(evidence) + _unrun(artifact, verdict),
         adapter=artifact.adapter,
         revision=artifact.revision,
         p_value=p,
@@ -309,6 +316,12 @@ def _reason(verdict: Verdict, evidence: Sequence[Evidence], silent: Mapping[str,
     if verdict == Verdict.INDEPENDENT and not any(item.access >= Access.QUERIES for item in voting):
         return f"{voting[0].statement}; whether it learned from the victim's answers was not judged"
     return voting[0].statement
+
+
+def _unrun(artifact: Artifact, verdict: Verdict) -> str:
+    """Say why a model was not asked, where it cannot be and its weights settled nothing."""
+    settled = verdict in (Verdict.IDENTICAL, Verdict.DERIVED)
+    return "" if artifact.unrun is None or settled else f" (only its weights were read: {artifact.unrun})"
 
 
 def _at_random(evidence: Sequence[Evidence]) -> str:

@@ -21,7 +21,7 @@ from fp_audit.model import LoadOptions
 from fp_audit.preprocess import Preprocess
 from fp_audit.sandbox import Limits
 from fp_audit.sources._base import SourceOptions
-from fp_audit.targets import Located, locate
+from fp_audit.targets import Located, fetched, locate
 from fp_audit.types import Access, Artifact, Cost, Evidence, File, Finding, Skipped
 from fp_audit.victims import Victim
 
@@ -49,6 +49,8 @@ class ScanOptions:
     resume: bool = False
     repeats: int = REPEATS
     """Times that each image is shown to a model that answers at random; 1: do not look whether it does."""
+    base: str | None = None
+    """What victims and suspects may both have been made from: then only what the victims changed in it counts."""
     record: bool = False
     """Run every method on every model, and bring back what it said: ``seen`` finds it in ``Outcome.answers``."""
 
@@ -146,7 +148,8 @@ def _judged(
 ) -> Iterator[Finding | Skipped]:
     load = LoadOptions(device=pick_device(options.device), preprocess=options.preprocess)
     limits = Limits(wall_seconds=options.timeout, cpu_seconds=4 * ceil(options.timeout))
-    job = Job(loaded, options.depth, options.alpha, load, limits, options.record, options.record, options.repeats)
+    base = None if options.base is None else fetched(options.base, options.sources)
+    job = Job(loaded, options.depth, options.alpha, load, limits, options.record, options.record, options.repeats, base)
     outcomes = [outcome for outcome in map(journal.recall, located) if outcome is not None]
     for done, outcome in enumerate(outcomes, 1):
         seen(outcome, done, len(located))
@@ -185,6 +188,7 @@ class _Journal:
                 int(options.depth),
                 options.device,
                 options.repeats,
+                options.base,
                 options.preprocess and options.preprocess.to_json(),
                 __version__,
             ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from fp_audit import augmentation, plugins
 from fp_audit.errors import TargetError, UnsupportedModel, UsageError
@@ -83,6 +83,20 @@ def locate_one(target: str, options: SourceOptions) -> Located:
     return located[0]
 
 
+def fetched(target: str, options: SourceOptions) -> Artifact:
+    """Find the one model that ``target`` names and make its files local; their folder becomes absolute.
+
+    Raises:
+        UsageError: it names no model, or several.
+    """
+    try:
+        located = locate_one(target, options)
+        artifact = located.source.fetch(located.artifact)
+    except TargetError as error:
+        raise UsageError(str(error)) from None
+    return replace(artifact, root=Path(artifact.root or ".").absolute())
+
+
 def _is_model(artifact: Artifact) -> bool:
     return Access.WEIGHTS in adapter(artifact.adapter).gives
 
@@ -109,11 +123,27 @@ def _expanded(targets: Iterable[str], sources: list[Source]) -> Iterator[str]:
 def _claimed(listing: Listing, source: Source) -> list[Artifact | Skipped]:
     """Let every adapter look for its models in a listing; say why if none finds one."""
     found: list[Artifact | Skipped] = []
-    for name in plugins.names("adapters"):
-        claimed = adapter(name).claim(listing, lambda path: source.read(listing, path))
-        found.extend(item if isinstance(item, Skipped) else _with_augmentation(item, listing) for item in claimed)
+    for name in sorted(plugins.names("adapters"), key=lambda name: adapter(name).fallback):
+        claimed = list(adapter(name).claim(listing, lambda path: source.read(listing, path)))
+        if adapter(name).fallback:
+            found = _completed(found, claimed)
+        else:
+            found.extend(item if isinstance(item, Skipped) else _with_augmentation(item, listing) for item in claimed)
     found.extend(_unclaimed(listing, found))
     return found
+
+
+def _completed(found: list[Artifact | Skipped], claimed: list[Artifact | Skipped]) -> list[Artifact | Skipped]:
+    """Add what a fallback claims, unless another adapter opens one of its files; it replaces what others skipped."""
+    taken = {file.path for item in found if isinstance(item, Artifact) for file in item.files}
+    skipped = {item.target: item.reason for item in found if isinstance(item, Skipped)}
+    added = {
+        item.target: replace(item, unrun=skipped.get(item.target, item.unrun))
+        for item in claimed
+        if isinstance(item, Artifact) and not any(file.path in taken for file in item.files)
+    }
+    kept = [item for item in found if isinstance(item, Artifact) or item.target not in added]
+    return [*kept, *added.values()]
 
 
 def _with_augmentation(artifact: Artifact, listing: Listing) -> Artifact:

@@ -27,10 +27,15 @@ class Worker:
 
     def __init__(self) -> None:
         self._open: tuple[Any, Subject] | None = None
+        self._base: tuple[Any, Subject] | None = None
 
     def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Compare: ``{artifact, options, access, record, repeats, victims}`` to ``{folder: comparison}``."""
-        subject = self._subject(request["artifact"], request["options"])
+        """Compare: ``{artifact, base, options, access, record, repeats, victims}`` to ``{folder: comparison}``."""
+        self._open = _kept(self._open, request["artifact"], request["options"])
+        subject = self._open[1]
+        if request["base"] is not None:
+            self._base = _kept(self._base, request["base"], request["options"])
+            subject = subject.with_base(self._base[1])
         access = Access(request["access"])
         answer = {}
         for folder, methods in request["victims"].items():
@@ -40,12 +45,14 @@ class Worker:
             )
         return answer
 
-    def _subject(self, artifact: dict[str, Any], options: dict[str, Any]) -> Subject:
-        key = (artifact, options)
-        if self._open is None or self._open[0] != key:
-            found = artifact_from_json(artifact)
-            self._open = key, Subject.of_artifact(found, adapter(found.adapter), _options_from_json(options))
-        return self._open[1]
+
+def _kept(before: tuple[Any, Subject] | None, artifact: dict[str, Any], options: dict[str, Any]) -> tuple[Any, Subject]:
+    """Return the open model if it is the one that was asked for; open that one otherwise."""
+    key = (artifact, options)
+    if before is not None and before[0] == key:
+        return before
+    found = artifact_from_json(artifact)
+    return key, Subject.of_artifact(found, adapter(found.adapter), _options_from_json(options))
 
 
 def request(
@@ -56,16 +63,23 @@ def request(
     *,
     record: bool = False,
     repeats: int = REPEATS,
+    base: Artifact | None = None,
 ) -> dict[str, Any]:
     """Build what ``Worker`` takes."""
     return {
-        "artifact": {**asdict(artifact), "root": str(artifact.root)},
+        "artifact": artifact_to_json(artifact),
+        "base": base and artifact_to_json(base),
         "options": {**asdict(options), "preprocess": options.preprocess and options.preprocess.to_json()},
         "access": int(access),
         "victims": {str(folder): methods for folder, methods in wanted.items()},
         "record": record,
         "repeats": repeats,
     }
+
+
+def artifact_to_json(artifact: Artifact) -> dict[str, Any]:
+    """Turn a fetched artifact into JSON values."""
+    return {**asdict(artifact), "root": str(artifact.root)}
 
 
 def artifact_from_json(data: dict[str, Any]) -> Artifact:

@@ -105,6 +105,7 @@ FAIL_ON = ("identical", "derived", "suspected", "never")
     help="Findings that are let pass: only others fail.",
 )
 @click.option("--update-baseline", is_flag=True, help="Write what is found to the baseline.")
+@_options.base
 @_options.cpu_device
 @_options.preprocess
 @click.pass_obj
