@@ -53,6 +53,8 @@ class Job:
     """Bring back the digests of each model's files, taken before it is opened."""
     repeats: int = REPEATS
     """Times that each image is shown to a model that answers at random."""
+    base: Artifact | None = None
+    """The model that victims and suspects may both have been made from, on this disk."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,9 @@ class _State:
     def descend(self, job: Job, sandbox: Sandbox, access: Access, wanted: dict[Path, list[str]]) -> None:
         """Compare in the child."""
         child = self.child or self._start(job, sandbox)
-        answer = child.call(request(self.artifact, job.load, access, wanted, record=job.record, repeats=job.repeats))
+        answer = child.call(
+            request(self.artifact, job.load, access, wanted, record=job.record, repeats=job.repeats, base=job.base)
+        )
         self.opened = True
         try:
             for path in wanted:
@@ -196,6 +200,9 @@ class _State:
         """Fork the child that opens the model, for all rungs: model, victims and answers stay in its memory."""
         modules = preload(self.artifact.adapter, lowest(self.artifact.adapter, job) or job.depth)
         readable, asked = [*self.artifact.local_files(), *job.victims], time.monotonic()
+        if job.base is not None:
+            modules = (*modules, *preload(job.base.adapter, Access.WEIGHTS))
+            readable += job.base.local_files()
         child = sandbox.child(TASK, modules, readable=readable, gpu=job.load.device != "cpu")
         self.child, self.waited = self.held.enter_context(child), time.monotonic() - asked
         return child
@@ -226,7 +233,9 @@ def methods_for(victim: Victim, access: Access, depth: Access, gives: Collection
 
 def _decided(evidence: tuple[Evidence, ...], bound: float) -> bool:
     return any(
-        item.detail.get("identical") or (item.p_value is not None and item.p_value <= bound / len(evidence))
+        item.detail.get("identical")
+        or "base" in item.detail
+        or (item.p_value is not None and item.p_value <= bound / len(evidence))
         for item in evidence
     )
 
@@ -299,7 +308,7 @@ def _finding(outcome: Outcome, victim: str, p: float | None, q: float | None, al
         target=artifact.target,
         victim=victim,
         verdict=verdict,
-        reason=reason + _at_random(evidence),
+        reason=reason + _at_random(evidence) + _unrun(artifact, verdict),
         adapter=artifact.adapter,
         revision=artifact.revision,
         p_value=p,
@@ -321,6 +330,12 @@ def _reason(verdict: Verdict, evidence: Sequence[Evidence], silent: Mapping[str,
     if verdict == Verdict.INDEPENDENT and not any(item.access >= Access.QUERIES for item in voting):
         return f"{voting[0].statement}; whether it learned from the victim's answers was not judged"
     return voting[0].statement
+
+
+def _unrun(artifact: Artifact, verdict: Verdict) -> str:
+    """Say why a model was not asked, where it cannot be and its weights settled nothing."""
+    settled = verdict in (Verdict.IDENTICAL, Verdict.DERIVED)
+    return "" if artifact.unrun is None or settled else f" (only its weights were read: {artifact.unrun})"
 
 
 def _at_random(evidence: Sequence[Evidence]) -> str:

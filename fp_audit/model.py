@@ -118,6 +118,8 @@ class Adapter(ABC):
     """Modules that a process must have imported to give this access quickly."""
     gives: ClassVar[frozenset[Access]] = frozenset(Access)
     """The accesses that its files can give: not all where they hold what a model said and not the model."""
+    fallback: ClassVar[bool] = False
+    """Whether it claims what other adapters left, or had to skip: then their reason becomes ``Artifact.unrun``."""
 
     @abstractmethod
     def claim(self, listing: Listing, read: Read) -> Iterator[Artifact | Skipped]:

@@ -187,6 +187,9 @@ def _without_data(plan: Plan, opened: _Opened, chosen: list[Method], progress: P
     """Leave out what was not named and cannot be generated: without images nobody finds out a preprocessing."""
     if plan.methods or all(method.victim_access < Access.QUERIES for method in chosen):
         return chosen
+    if Access.QUERIES not in adapter(opened.artifact.adapter).gives:
+        progress(f"only files and weights are registered: {opened.artifact.unrun}", 0.0)
+        return [method for method in chosen if method.victim_access < Access.QUERIES]
     if not isinstance(opened.subject.opened(), Unprepared):
         return chosen
     progress("only files and weights are registered: the file does not state its preprocessing (--preprocess)", 0.0)

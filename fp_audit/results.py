@@ -162,6 +162,7 @@ def context(job: Job) -> str:
         "exhaustive": job.exhaustive,
         "record": job.record,
         "repeats": job.repeats,
+        "base": job.base and sorted([file.path, file.sha256] for file in hashed(job.base).files),
     }
     return digest([__version__, versions(), plugins.versions(), committed, options])
 

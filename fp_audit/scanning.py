@@ -23,7 +23,7 @@ from fp_audit.results import Results
 from fp_audit.runners import runner
 from fp_audit.sandbox import Limits
 from fp_audit.sources._base import SourceOptions
-from fp_audit.targets import Located, locate
+from fp_audit.targets import Located, fetched, locate
 from fp_audit.types import Access, Artifact, Finding, Skipped
 from fp_audit.victims import Victim
 
@@ -56,6 +56,8 @@ class ScanOptions:
     """Who runs it: the cores of this machine (``local``), or a cluster (``ray``)."""
     repeats: int = REPEATS
     """Times that each image is shown to a model that answers at random; 1: do not look whether it does."""
+    base: str | None = None
+    """What victims and suspects may both have been made from: then only what the victims changed in it counts."""
     record: bool = False
     """Run every method on every model, and bring back what it said: ``seen`` finds it in ``Outcome.answers``."""
 
@@ -158,6 +160,7 @@ def _job(loaded: Mapping[Path, Victim], options: ScanOptions) -> Job:
         record=options.record,
         digests=options.record or options.depth > Access.IDENTITY,
         repeats=options.repeats,
+        base=None if options.base is None else fetched(options.base, options.sources),
     )
 
 

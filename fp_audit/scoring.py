@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fp_audit import audit, calibrate, judging, methods, plugins, registration, victims
+from fp_audit import calibrate, judging, methods, plugins, registration, victims
 from fp_audit.answers import Answers
 from fp_audit.audit import Job, Outcome
 from fp_audit.casting import Source, built, foreign, measured

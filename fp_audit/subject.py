@@ -35,12 +35,13 @@ class Subject:
         black_box: Callable[[], BlackBox | Unprepared] | None = None,
         white_box: Callable[[Preprocess | None], WhiteBox] | None = None,
         preprocess: Preprocess | None = None,
+        base: Callable[[], Mapping[str, NDArray[Any]]] | None = None,
         aligned: bool = True,
         access: Access = Access.GRADIENTS,
     ) -> None:
         self._files, self._root = files, root
         self._tensors, self._black_box, self._white_box = tensors, black_box, white_box
-        self._preprocess, self._aligned, self._access = preprocess, aligned, access
+        self._preprocess, self._base, self._aligned, self._access = preprocess, base, aligned, access
 
     @classmethod
     def of_artifact(cls, artifact: Artifact, adapter: Adapter, options: LoadOptions) -> Self:
@@ -86,6 +87,10 @@ class Subject:
         """Return a view whose ``white_box`` is fed through ``preprocess``, found out since the model was opened."""
         return self._copy(preprocess=preprocess)
 
+    def with_base(self, base: Subject) -> Subject:
+        """Return a view that knows the model which this one and the victim may both have been made from."""
+        return self._copy(base=base.tensors)
+
     def _copy(self, **changes: Any) -> Subject:  # noqa: ANN401
         state = {name.removeprefix("_"): value for name, value in vars(self).items()}
         return Subject(**{**state, **changes})
@@ -111,6 +116,10 @@ class Subject:
     def tensors(self) -> Mapping[str, NDArray[Any]]:
         """Return all tensors by name, dequantised."""
         return self._granted(Access.WEIGHTS, self._tensors)()
+
+    def base(self) -> Mapping[str, NDArray[Any]] | None:
+        """Return the tensors of what this model and the victim may both have been made from; None if it is unknown."""
+        return self._granted(Access.WEIGHTS, self._base)() if self._base else None
 
     def opened(self) -> BlackBox | Unprepared:
         """Return the model as its adapter opened it: it may not yet be ready to be asked."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from fp_audit import augmentation, plugins
 from fp_audit.errors import TargetError, UnsupportedModel, UsageError
@@ -83,6 +83,20 @@ def locate_one(target: str, options: SourceOptions) -> Located:
     return located[0]
 
 
+def fetched(target: str, options: SourceOptions) -> Artifact:
+    """Find the one model that ``target`` names and make its files local; their folder becomes absolute.
+
+    Raises:
+        UsageError: it names no model, or several.
+    """
+    try:
+        located = locate_one(target, options)
+        artifact = located.source.fetch(located.artifact)
+    except TargetError as error:
+        raise UsageError(str(error)) from None
+    return replace(artifact, root=Path(artifact.root or ".").absolute())
+
+
 def _is_model(artifact: Artifact) -> bool:
     return Access.WEIGHTS in adapter(artifact.adapter).gives
 
@@ -109,11 +123,36 @@ def _expanded(targets: Iterable[str], sources: list[Source]) -> Iterator[str]:
 def _claimed(listing: Listing, source: Source) -> Iterator[Artifact | Skipped]:
     """Let every adapter look for its models in a listing, as they are asked for; say why if none finds one."""
     found: list[Artifact | Skipped] = []
-    for name in plugins.names("adapters"):
-        for claimed in adapter(name).claim(listing, lambda path: source.read(listing, path)):
+    for name in sorted(plugins.names("adapters"), key=lambda name: adapter(name).fallback):
+        claims: Iterable[Artifact | Skipped] = adapter(name).claim(listing, lambda path: source.read(listing, path))
+        if adapter(name).fallback:
+            found, claims = _completed(found, list(claims))
+        for claimed in claims:
             found.append(claimed if isinstance(claimed, Skipped) else _with_augmentation(claimed, listing))
-            yield found[-1]
+            if isinstance(claimed, Artifact):
+                yield found[-1]
+    yield from (item for item in found if isinstance(item, Skipped))
     yield from _unclaimed(listing, found)
+
+
+def _completed(
+    found: list[Artifact | Skipped], claimed: list[Artifact | Skipped]
+) -> tuple[list[Artifact | Skipped], list[Artifact | Skipped]]:
+    """Divide up what a fallback claims and others have found.
+
+    Returns:
+        What others have found, but for what they skipped and the fallback opens; and what the fallback adds: models of
+        whose files no other adapter opens one.
+    """
+    taken = {file.path for item in found if isinstance(item, Artifact) for file in item.files}
+    skipped = {item.target: item.reason for item in found if isinstance(item, Skipped)}
+    added: list[Artifact | Skipped] = [
+        replace(item, unrun=skipped.get(item.target, item.unrun))
+        for item in claimed
+        if isinstance(item, Artifact) and not any(file.path in taken for file in item.files)
+    ]
+    names = {item.target for item in added}
+    return [item for item in found if isinstance(item, Artifact) or item.target not in names], added
 
 
 def _with_augmentation(artifact: Artifact, listing: Listing) -> Artifact:

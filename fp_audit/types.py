@@ -101,6 +101,8 @@ class Artifact:
     revision: str | None = None
     listing: str | None = None
     """Target of the listing it came from: the repository, for a hub."""
+    unrun: str | None = None
+    """Why only its files and tensors are read, where it cannot be run."""
 
     @property
     def path(self) -> Path:

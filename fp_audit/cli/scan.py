@@ -119,6 +119,7 @@ ENGINES = ("local", "ray")
     help="Findings that are let pass: only others fail.",
 )
 @click.option("--update-baseline", is_flag=True, help="Write what is found to the baseline.")
+@_options.base
 @_options.cpu_device
 @_options.preprocess
 @click.pass_obj
