@@ -19,6 +19,7 @@ COMMANDS = (
     "attack",
     "stress",
     "evaluate",
+    "index",
     "verify-bundle",
     "victims",
     "methods",

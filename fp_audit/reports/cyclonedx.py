@@ -58,7 +58,9 @@ class CycloneDx(Format):
         for component in content.get("components", ()):
             if component["bom-ref"] in examined:
                 component["modelCard"] = _card(examined[component["bom-ref"]])
-        return json.dumps({"$schema": SCHEMA, "bomFormat": "CycloneDX", "specVersion": "1.6", **content}, indent=1) + "\n"
+        return (
+            json.dumps({"$schema": SCHEMA, "bomFormat": "CycloneDX", "specVersion": "1.6", **content}, indent=1) + "\n"
+        )
 
 
 def _component(findings: list[Finding], ref: str) -> Component:
