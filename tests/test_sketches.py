@@ -166,5 +166,5 @@ def test_json_there_and_back(mine):
     ],
 )
 def test_what_is_no_sketch(data):
-    with pytest.raises(ValueError, match="not a sketch|could not convert|invalid literal"):
+    with pytest.raises(ValueError, match=r"not a sketch|could not convert|invalid literal"):
         Sketch.from_json(data)
