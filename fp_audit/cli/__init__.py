@@ -20,6 +20,7 @@ COMMANDS = (
     "stress",
     "evaluate",
     "index",
+    "watch",
     "verify-bundle",
     "victims",
     "methods",
