@@ -209,7 +209,10 @@ class _Handler(BaseHTTPRequestHandler):
         stop = start + self.server.page
         query = urlencode({**self.query, "cursor": stop}, doseq=True)
         more = {"Link": f'<{self.server.url}/api/models?{query}>; rel="next"'} if stop < len(repos) else {}
-        self._json([{"id": repo, "modelId": repo} for repo in repos[start:stop]], more)
+        listed = [{"id": repo, "modelId": repo} for repo in repos[start:stop]]
+        if self.query.get("expand") == ["sha"]:
+            listed = [{**about, "sha": self.server.revision(about["id"], "main")[0]} for about in listed]
+        self._json(listed, more)
 
     def _info(self, repo: str, revision: str) -> None:
         commit, blobs = self._open(repo, revision)

@@ -67,6 +67,18 @@ def models_of(org: str) -> list[str]:
         return [model.id for model in _api().list_models(author=org)]
 
 
+def commits_of(org: str) -> dict[str, str | None]:
+    """Name the models of an account and their present commits (None where the hub does not tell).
+
+    One request for each 1,000 of them.
+
+    Raises:
+        UnavailableTarget: not allowed, not reached.
+    """
+    with explained(f"{org}/", *MALFORMED):
+        return {model.id: model.sha for model in _api().list_models(author=org, expand=["sha"])}
+
+
 def download(repo: str, path: str, commit: str, folder: Path) -> None:
     """Download a file of a commit to ``folder / path``. Two requests.
 

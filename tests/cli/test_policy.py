@@ -181,10 +181,7 @@ class TestBaseline:
         assert report["findings"][0]["ignored"] == "licensed"
         assert json.loads((here / "known.json").read_text())["findings"] == []
 
-    def test_it_holds_for_a_resumed_scan(self, home, registered, invoke, here, monkeypatch):
-        from fp_audit.scanning import _Journal
-
-        monkeypatch.setattr(_Journal, "forget", lambda self: None)
+    def test_it_holds_for_a_resumed_scan(self, home, registered, invoke, here):
         options = ("--baseline", "known.json")
         scanned(invoke, registered.int8, *options, "--update-baseline")
         result, report = scanned(invoke, registered.int8, *options, "--resume")
