@@ -28,7 +28,8 @@ from fp_audit.sketches import SIZE, VIEWS, Sketch
 _STORED = np.dtype("<f2")
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS sketches (digest TEXT PRIMARY KEY, shapes TEXT NOT NULL, views BLOB NOT NULL) WITHOUT ROWID;
+PRAGMA page_size = 16384;
+CREATE TABLE IF NOT EXISTS sketches (digest TEXT PRIMARY KEY, shapes TEXT NOT NULL, views BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS models (name TEXT PRIMARY KEY, address TEXT NOT NULL, digest TEXT NOT NULL)
   WITHOUT ROWID;
 """

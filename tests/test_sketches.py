@@ -130,17 +130,17 @@ def test_a_golden_value():
 
 GOLDEN = (
     (-0.0156, 0.0558, 0.0665, -0.033),
-    (0.0592, -0.0691, 0.0088, -0.0345),
-    (0.0352, -0.0988, 0.0492, 0.0287),
-    (-0.0611, 0.0869, 0.1256, 0.0508),
+    (0.0339, -0.0723, 0.0049, -0.0311),
+    (0.0494, -0.0992, 0.087, 0.0399),
+    (-0.0095, 0.0806, 0.0868, -0.0016),
 )
 
 
 def test_weights_that_are_nothing():
     with pytest.raises(ValueError, match="no weight matrix"):
         sketch([np.ones(100, np.float32), np.ones((4, 4), np.float32)])
-    empty = sketch([np.zeros((16, 16), np.float32)])
-    assert not empty.views.any()
+    with pytest.raises(ValueError, match="no weight matrix"):
+        sketch([np.where(np.eye(64) > 0, np.float32(0), np.float32(-100))])
     bad = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
     bad[0, 0], bad[1, 1] = np.nan, np.inf
     assert np.isfinite(sketch([bad]).views).all()

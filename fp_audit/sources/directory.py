@@ -21,7 +21,10 @@ IGNORED = frozenset({".cache", ".git", ".hg", ".svn", ".venv", "__pycache__"})
 
 
 class DirectorySource(Source):
-    """A path. The whole tree is one listing; adapters find the models in it."""
+    """A path. The whole tree is one listing; adapters find the models in it.
+
+    A ``.safetensors`` file says too little to be a model: it stands for its folder.
+    """
 
     name = "directory"
     summary = "a model folder, a folder of models (searched recursively) or one model file"
@@ -38,6 +41,8 @@ class DirectorySource(Source):
 
     def listings(self, target: str) -> Iterator[Listing | Skipped]:
         """See ``Source.listings``."""
+        if target.endswith(".safetensors") and os.path.isfile(target):
+            target = os.path.dirname(target) or "."
         if os.path.isdir(target):
             name = base = target.rstrip("/") or "/"
             root, found = Path(target), _walk(target)

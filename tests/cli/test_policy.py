@@ -49,9 +49,10 @@ class TestDefaults:
         assert alpha() == 0.04
         assert alpha("--alpha", "0.05") == 0.05
 
-    @pytest.mark.parametrize("target", [".", ".."])
+    @pytest.mark.parametrize("target", [".", "..", "model.safetensors"])
     def test_a_policy_that_came_with_a_suspect_is_refused(self, home, invoke, here, chosen, target):
         (here / "fp-audit.toml").write_text('fail-on = "never"\n')
+        (here / "model.safetensors").touch()
         result = invoke("scan", target)
         assert result.exit_code == 2
         assert "a suspect could let itself pass" in result.stderr
