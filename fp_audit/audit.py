@@ -1,28 +1,30 @@
 """The driver: for every target and every victim, cheapest access first, until the verdict is decided.
 
-identity (hashes of a listing, in this process) < weights (tensors) < queries (answers): everything that opens a
-suspect happens in a sandboxed child; this process reads listings, JSON and scores.
+identity (hashes of a listing, in this process) < weights (headers and a few rows where they lie, then all tensors) <
+queries (answers): everything that opens a suspect happens in a sandboxed child; this process reads listings, JSON,
+headers, the numbers of an excerpt, and scores.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fp_audit import calibrate, plugins
+from fp_audit import calibrate, excerpt, plugins
 from fp_audit.answers import Answers
 from fp_audit.comparison import REPEATS, Comparison, compare
+from fp_audit.declared import contradiction
 from fp_audit.engine import cores
-from fp_audit.errors import SandboxCrash, TargetError
+from fp_audit.errors import NotApplicable, SandboxCrash, TargetError, UnsafeModel
 from fp_audit.methods import restored, rung
 from fp_audit.model import LoadOptions
 from fp_audit.sandbox import Limits, Sandbox
 from fp_audit.subject import Subject
-from fp_audit.targets import Located, adapter
+from fp_audit.targets import Located, adapter, only_hashes
 from fp_audit.types import Access, Artifact, Cost, Evidence, Finding, Score, Skipped, Verdict
 from fp_audit.victims import Victim
 from fp_audit.worker import TASK, comparison_from_json, request
@@ -99,7 +101,7 @@ def _warm(sandbox: Sandbox, models: Sequence[Located], job: Job) -> None:
     """Start the servers that the targets will surely need, so that they import while files are hashed."""
     access = min(job.depth, Access.QUERIES)
     if access > Access.IDENTITY:
-        for name in {item.artifact.adapter for item in models}:
+        for name in {item.artifact.adapter for item in models if not only_hashes(item.artifact)}:
             sandbox.warm(preload(name, access))
 
 
@@ -121,20 +123,25 @@ def examine(item: Located, job: Job, sandbox: Sandbox, pairs: int) -> Outcome | 
         pairs: number of (model, victim) pairs of the scan; p <= alpha / pairs is decided whatever the others show.
     """
     start = time.monotonic()
-    state = _State(item.artifact, dict.fromkeys(job.victims, ()), {path: {} for path in job.victims})
+    state = _State(item, item.artifact, dict.fromkeys(job.victims, ()), {path: {} for path in job.victims})
     try:
         subject = Subject.of_artifact(item.artifact, adapter(item.artifact.adapter), job.load)
         for path, victim in job.victims.items():
             names = methods_for(victim, Access.IDENTITY, job.depth, state.gives)
             state.add(path, victim, compare(subject, victim, names, Access.IDENTITY), Access.IDENTITY)
+        if only_hashes(item.artifact) and not state.decided(job, pairs, all):
+            raise UnsafeModel(adapter(item.artifact.adapter).lacking(item.artifact))
         for access in LADDER:
             wanted = state.undecided(job, access, pairs)
+            if wanted and access == Access.WEIGHTS and not job.exhaustive:
+                state.glance(job, wanted, pairs)
+                wanted = state.undecided(job, access, pairs)
             if wanted:
                 if not state.opened:
-                    state.fetch(item)
+                    state.fetch()
                 state.descend(job, sandbox, access, wanted)
     except TargetError as error:
-        if state.opened:
+        if state.opened or state.decided(job, pairs, any):
             state.failure = str(error)
         else:
             return Skipped(item.artifact.target, str(error))
@@ -145,6 +152,7 @@ def examine(item: Located, job: Job, sandbox: Sandbox, pairs: int) -> Outcome | 
 class _State:
     """What is known about one model while it is examined."""
 
+    item: Located
     artifact: Artifact
     evidence: dict[Path, tuple[Evidence, ...]]
     silent: dict[Path, dict[str, str]]
@@ -170,6 +178,10 @@ class _State:
             before = self.answers.get(victim.name)
             self.answers[victim.name] = before.joined(comparison.answers) if before else comparison.answers
 
+    def decided(self, job: Job, pairs: int, how_many: Callable[[Iterable[bool]], bool]) -> bool:
+        """Whether ``all`` or ``any`` of the victims are decided."""
+        return how_many(_decided(found, job.alpha / pairs) for found in self.evidence.values())
+
     def undecided(self, job: Job, access: Access, pairs: int) -> dict[Path, list[str]]:
         """Return, for each victim that is not decided, its methods of this access."""
         if access > job.depth:
@@ -179,12 +191,41 @@ class _State:
             for path, victim in job.victims.items()
             if job.exhaustive or not _decided(self.evidence[path], job.alpha / pairs)
         }
-        wanted = {path: methods_for(victim, access, job.depth, self.gives) for path, victim in open_.items()}
+        wanted = {
+            path: [name for name in methods_for(victim, access, job.depth, self.gives) if name not in self.silent[path]]
+            for path, victim in open_.items()
+        }
         return {path: methods for path, methods in wanted.items() if methods}
 
-    def fetch(self, item: Located) -> None:
+    def glance(self, job: Job, wanted: dict[Path, list[str]], pairs: int) -> None:
+        """Judge weights without a download, as far as headers and an excerpt decide; the rest stays open.
+
+        With references that are related to the victim shared weights convict nobody: then nothing is read.
+        """
+        files = self.item.source.parts(self.artifact)
+        if files is None:
+            return
+        seen = excerpt.Excerpt(files)
+        for path, names in wanted.items():
+            victim, null = job.victims[path], job.victims[path].null(excerpt.METHOD)
+            if excerpt.METHOD not in names or (null is not None and null.related):
+                continue
+            try:
+                score = seen.compare(
+                    victim.fingerprints[excerpt.METHOD], job.alpha / pairs / (len(self.evidence[path]) + 1)
+                )
+            except NotApplicable as error:
+                self.silent[path][excerpt.METHOD] = str(error)
+            except TargetError:
+                return  # the download meets the same error, or reads what could not be read in parts
+            else:
+                if score is not None:
+                    found = evidence_of(excerpt.METHOD, score, victim, {}, Access.WEIGHTS)
+                    self.evidence[path] += (replace(found, statement=excerpt.explain(score.detail)),)
+
+    def fetch(self) -> None:
         """Make the files local; a child has another working directory, so their folder becomes absolute."""
-        fetched = item.source.fetch(self.artifact)
+        fetched = self.item.source.fetch(self.artifact)
         self.artifact = replace(fetched, root=Path(fetched.root or ".").absolute())
 
     def descend(self, job: Job, sandbox: Sandbox, access: Access, wanted: dict[Path, list[str]]) -> None:
@@ -203,13 +244,17 @@ class _State:
             raise SandboxCrash(f"the process that had it open sent a malformed answer ({error})") from None
 
     def outcome(self, job: Job, seconds: float) -> Outcome:
-        size = sum(file.size for file in self.artifact.files) if self.artifact.root is not None else 0
+        size = sum(file.size for file in self.artifact.files)
+        spent = self.item.source.spent(self.artifact)
+        local = self.artifact.root is not None
+        read = max(size, spent.bytes) if local else spent.bytes
+        cost = Cost(read, self.queries, seconds, spent.requests, 0 if local else max(0, size - spent.bytes))
         return Outcome(
             _hashed(self.artifact) if job.record else self.artifact,
             {job.victims[path].name: found for path, found in self.evidence.items()},
             {job.victims[path].name: why for path, why in self.silent.items()},
             self.failure,
-            Cost(size, self.queries, seconds),
+            cost,
             self.answers,
         )
 
@@ -256,14 +301,22 @@ def evidence_of(name: str, score: Score, victim: Victim, detail: Mapping[str, An
     )
 
 
-def conclude(outcomes: Sequence[Outcome], alpha: float) -> list[Finding]:
-    """Judge all outcomes of a scan together: combined p-values, q-values, verdicts."""
+def conclude(outcomes: Sequence[Outcome], alpha: float, sources: Mapping[str, str] | None = None) -> list[Finding]:
+    """Judge all outcomes of a scan together: combined p-values, q-values, verdicts.
+
+    Args:
+        outcomes: what was found out about each model.
+        alpha: false discoveries to accept among ``derived``.
+        sources: by victim, what it was registered from; what cards declare is held against it.
+    """
     rows = [(outcome, victim, found) for outcome in outcomes for victim, found in outcome.evidence.items()]
     p_values = [_combined(found) for _, _, found in rows]
     tested = [p for p in p_values if p is not None]
     q_values = iter(calibrate.q_values(tested) if tested else [])
     return [
-        _finding(outcome, victim, p, next(q_values) if p is not None else None, alpha)
+        _declared(
+            _finding(outcome, victim, p, next(q_values) if p is not None else None, alpha), outcome, sources or {}
+        )
         for (outcome, victim, _), p in zip(rows, p_values, strict=True)
     ]
 
@@ -295,6 +348,12 @@ def _finding(outcome: Outcome, victim: str, p: float | None, q: float | None, al
         evidence=evidence,
         cost=outcome.cost,
     )
+
+
+def _declared(finding: Finding, outcome: Outcome, sources: Mapping[str, str]) -> Finding:
+    """Say where the model's card tells another story."""
+    told = contradiction(finding.verdict, finding.target, outcome.artifact.declared, sources.get(finding.victim))
+    return replace(finding, declared=told)
 
 
 def _reason(verdict: Verdict, evidence: Sequence[Evidence], silent: Mapping[str, str], failure: str | None) -> str:

@@ -160,7 +160,8 @@ def _judged(
         target, revision = _key(item)
         place |= {(target, revision): index, (target, None): index}  # what is skipped on the way has no revision
     outcomes.sort(key=lambda outcome: place[_key(outcome)])
-    yield from audit.conclude([item for item in outcomes if isinstance(item, Outcome)], options.alpha)
+    sources = {victim.name: victim.source for victim in loaded.values()}
+    yield from audit.conclude([item for item in outcomes if isinstance(item, Outcome)], options.alpha, sources)
     yield from (item for item in outcomes if isinstance(item, Skipped))
 
 

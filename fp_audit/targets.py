@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import PurePosixPath
 
-from fp_audit import augmentation, plugins
+from fp_audit import augmentation, declared, plugins
 from fp_audit.errors import TargetError, UnsupportedModel, UsageError
 from fp_audit.model import Adapter
 from fp_audit.sources._base import Source, SourceOptions
 from fp_audit.types import Access, Artifact, File, Listing, Skipped
 
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+CARD = "README.md"
 OTHER_WEIGHTS = (".safetensors", ".onnx", ".h5", ".keras", ".pb", ".tflite", ".gguf", ".msgpack")
 
 
@@ -77,10 +77,17 @@ def locate_one(target: str, options: SourceOptions) -> Located:
         names = ", ".join(item.artifact.target for item in located[:3])
         raise UsageError(f"{target} holds {len(located)} models ({names}, ...): name one of them")
     if not located:
-        answers = "it holds what a model answered; the model itself was expected"
-        reasons = [item.reason if isinstance(item, Skipped) else answers for item in found]
+        reasons = [
+            item.reason if isinstance(item, Skipped) else adapter(item.artifact.adapter).lacking(item.artifact)
+            for item in found
+        ]
         raise UnsupportedModel(f"{target}: {reasons[0] if reasons else 'no model found'}")
     return located[0]
+
+
+def only_hashes(artifact: Artifact) -> bool:
+    """Whether a model is compared by the hashes of its files alone."""
+    return adapter(artifact.adapter).gives == {Access.IDENTITY}
 
 
 def _is_model(artifact: Artifact) -> bool:
@@ -107,13 +114,29 @@ def _expanded(targets: Iterable[str], sources: list[Source]) -> Iterator[str]:
 
 
 def _claimed(listing: Listing, source: Source) -> list[Artifact | Skipped]:
-    """Let every adapter look for its models in a listing; say why if none finds one."""
+    """Let every adapter look for its models in a listing; say why if none finds one.
+
+    What only its hashes are known of is not also skipped: the driver does that, after it has compared them.
+    """
     found: list[Artifact | Skipped] = []
     for name in plugins.names("adapters"):
         claimed = adapter(name).claim(listing, lambda path: source.read(listing, path))
-        found.extend(item if isinstance(item, Skipped) else _with_augmentation(item, listing) for item in claimed)
-    found.extend(_unclaimed(listing, found))
-    return found
+        found.extend(item if isinstance(item, Skipped) else _completed(item, listing, source) for item in claimed)
+    hashed = {item.target for item in found if isinstance(item, Artifact) and only_hashes(item)}
+    found = [item for item in found if isinstance(item, Artifact) or item.target not in hashed]
+    return [*found, *_unclaimed(listing, found)]
+
+
+def _completed(artifact: Artifact, listing: Listing, source: Source) -> Artifact:
+    """Add what lies beside a model's files: its card, and the description of a random preprocessing."""
+    stated = listing.declared
+    card = str(PurePosixPath(_home(artifact), CARD))
+    if stated is None and any(file.path == card for file in listing.files):
+        try:
+            stated = declared.from_card(source.read(listing, card).decode("utf-8", "replace"))
+        except TargetError:
+            stated = None  # a card that cannot be read says nothing
+    return replace(_with_augmentation(artifact, listing), declared=stated)
 
 
 def _with_augmentation(artifact: Artifact, listing: Listing) -> Artifact:
@@ -124,8 +147,7 @@ def _with_augmentation(artifact: Artifact, listing: Listing) -> Artifact:
     if not _is_model(artifact):
         return artifact
     files = {file.path: file for file in listing.files}
-    folder = _folder(artifact.entry) if artifact.entry in files else artifact.entry
-    stated = files.get(str(PurePosixPath(folder, augmentation.FILE)))
+    stated = files.get(str(PurePosixPath(_home(artifact), augmentation.FILE)))
     return artifact if stated is None else replace(artifact, files=(*artifact.files, stated))
 
 
@@ -136,7 +158,7 @@ def _unclaimed(listing: Listing, found: list[Artifact | Skipped]) -> list[Skippe
     known |= {item.target for item in found}
     folders: dict[str, list[File]] = {}
     for file in listing.files:
-        if file.path.endswith((*PICKLES, *OTHER_WEIGHTS)) and file.path not in claimed:
+        if file.path.endswith(OTHER_WEIGHTS) and file.path not in claimed:
             folders.setdefault(_folder(file.path), []).append(file)
     result = []
     for folder, files in folders.items():
@@ -150,12 +172,16 @@ def _unclaimed(listing: Listing, found: list[Artifact | Skipped]) -> list[Skippe
     return result
 
 
+def _home(artifact: Artifact) -> str:
+    """Return the folder of a model."""
+    alone = any(file.path == artifact.entry for file in artifact.files)
+    return _folder(artifact.entry) if alone else artifact.entry
+
+
 def _folder(path: str) -> str:
     return str(PurePosixPath(path).parent)
 
 
 def _why(files: list[File]) -> str:
     names = ", ".join(sorted(PurePosixPath(file.path).name for file in files)[:3])
-    if all(file.path.endswith(PICKLES) for file in files):
-        return f"only pickle weights ({names}): opening them can run code, so they are never read"
     return f"weights without a config.json that says what they are ({names})"
