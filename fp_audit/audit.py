@@ -220,8 +220,7 @@ class _State:
                 return  # the download meets the same error, or reads what could not be read in parts
             else:
                 if score is not None:
-                    found = evidence_of(excerpt.METHOD, score, victim, {}, Access.WEIGHTS)
-                    self.evidence[path] += (replace(found, statement=excerpt.explain(score.detail)),)
+                    self.evidence[path] += (excerpt.evidence(score),)
 
     def fetch(self) -> None:
         """Make the files local; a child has another working directory, so their folder becomes absolute."""

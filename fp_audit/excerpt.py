@@ -1,14 +1,16 @@
 """The weights of a model judged from a small part of them, read where they lie: it can convict, it never acquits.
 
-Headers come first. If no matrix of the model has the shape of one of the victim's, there is nothing to compare, and the
-whole file would say no more. Else the first rows of a few matrices are read and compared with the victim's. A model
-that shows no match there may still hold the victim's weights elsewhere, or permuted: it is for the whole method to
-judge. What is read belongs to a file that may be hostile; nothing but its numbers is used.
+Headers come first. If no matrix of the model has the shape of one of the victim's, and most cannot be what is left of
+the victim's when channels are pruned, there is nothing to compare, and the whole file would say no more. Else the first
+rows of a few matrices are read and compared with the victim's. A model that shows no match there may still hold the
+victim's weights elsewhere, or permuted: it is for the whole method to judge. What is read belongs to a file that may be
+hostile; nothing but its numbers is used.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
@@ -21,7 +23,7 @@ from fp_audit.errors import NotApplicable
 from fp_audit.fingerprints.weights import fixed_points_p
 from fp_audit.headers import Layout, Place, Readable, safetensors
 from fp_audit.onnx_headers import onnx
-from fp_audit.types import Fingerprint, Score
+from fp_audit.types import Access, Evidence, Fingerprint, Score
 
 METHOD = "weights"
 """The method whose fingerprints are used."""
@@ -39,6 +41,8 @@ MAX_BYTES = 2**19
 """Most bytes that are read of matrices."""
 MATCHED = 1e-3
 """p-value at which a matrix counts as matched."""
+LEAST_KEPT = 0.25
+"""Share of an axis that pruning of channels may leave."""
 SHARE = 0.01
 """Share of the error rate that looks into an excerpt may use up; the rest is left to the whole method."""
 
@@ -85,8 +89,8 @@ class Excerpt:
         same columns of all rows), ``p_T = N min p``. The matrices are chosen by shape and place alone, so each ``p_T``
         is valid if the models are independent (see ``fingerprints.weights.Weights``), and so is ``p = 2 median`` over
         them under any dependence. It is multiplied by the number of looks, as reading stops at the first that
-        convicts, and by ``1 / SHARE``. Matrices whose rows are classes are left out. The headers must show the shapes
-        of at least half of the victim's matrices.
+        convicts, and by ``1 / SHARE``. Matrices whose rows are classes are left out. The headers must show
+        counterparts of at least half of the victim's matrices.
 
         Differences from the whole method: cosines are over what was read; ``identical`` cannot be told.
 
@@ -95,14 +99,14 @@ class Excerpt:
             bound: p-value that decides; a score is returned only at or below it.
 
         Raises:
-            NotApplicable: no matrix of the model has a shape of the victim's.
+            NotApplicable: the shapes rule out that the model holds the victim's matrices.
             TargetError: the headers are damaged, or a part cannot be had.
         """
         ours = _Ours(fingerprint)
         while self._unread and not self._suffices(ours):
             path = self._unread.pop(0)
             self._layouts.append(onnx(path, self._files) if path.endswith(".onnx") else safetensors(self._files[path]))
-        if not self._unread and all(layout.complete for layout in self._layouts) and not ours.shared(self._places):
+        if not self._unread and all(layout.complete for layout in self._layouts) and ours.foreign(self._places):
             raise NotApplicable("no weight matrix has a shape of the victim's")
         return self._convicted(ours, bound) if self._suffices(ours, LEAST) else None
 
@@ -147,14 +151,16 @@ class Excerpt:
         return Score(value, p_value=float(np.clip(p, np.finfo(float).tiny, 1.0)), detail=detail)
 
 
-def explain(detail: Mapping[str, Any]) -> str:
-    """Say what an excerpt showed and what was not read, to follow "the suspect ..."."""
-    unread = f"; {detail['files_not_read']} of its files were not opened" if detail["files_not_read"] else ""
-    return (
-        f"has {detail['matched']} of the victim's weight matrices, row by row (cosine {detail['cosine']:.3f}): "
-        f"read {detail['read']} of {detail['matrices']} matrices, {detail['bytes'] / 1000:,.0f} kB, without downloading"
+def evidence(score: Score) -> Evidence:
+    """State what an excerpt showed, and what was not read."""
+    found = score.detail
+    unread = f"; {found['files_not_read']} of its files were not opened" if found["files_not_read"] else ""
+    statement = (
+        f"has {found['matched']} of the victim's weight matrices, row by row (cosine {found['cosine']:.3f}): "
+        f"read {found['read']} of {found['matrices']} matrices, {found['bytes'] / 1000:,.0f} kB, without downloading"
         f"{unread}"
     )
+    return Evidence(METHOD, Access.WEIGHTS, score.value, score.p_value, None, 0, statement, found)
 
 
 class _Ours:
@@ -175,9 +181,21 @@ class _Ours:
         return [] if shape and shape[0] == self._classes else self.by_shape.get(shape, [])
 
     def shared(self, places: Sequence[Place]) -> int:
-        """Return how many of them have a shape that occurs among these tensors."""
-        shapes = {shape for place in places for shape in _readings(place.shape)}
-        return sum(len(self.by_shape[shape]) for shape in shapes & self.by_shape.keys())
+        """Return how many of them have a counterpart of their shape among these tensors."""
+        theirs = Counter(shape for place in places for shape in _readings(place.shape))
+        return sum(min(len(matrices), theirs[shape]) for shape, matrices in self.by_shape.items())
+
+    def foreign(self, places: Sequence[Place]) -> bool:
+        """Whether none has such a counterpart, and fewer than half could have one if channels had been pruned."""
+        sizes: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+        for shape in {shape for place in places for shape in _readings(place.shape)}:
+            sizes.setdefault(shape[2:], []).append(shape[:2])
+        by_kernel = {kernel: np.array(listed, float) for kernel, listed in sizes.items()}
+        fitting = sum(
+            len(matrices) * _has_pruned(by_kernel.get(shape[2:]), shape[:2])
+            for shape, matrices in self.by_shape.items()
+        )
+        return not self.shared(places) and 2 * fitting < self.count
 
     def testable(self, place: Place) -> bool:
         """Whether the values of a tensor can be read and compared with one of them."""
@@ -216,6 +234,14 @@ def _readings(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Return the shapes that a tensor can be compared as: a plain matrix may be stored transposed."""
     turned = [shape[::-1]] if len(shape) == 2 and shape[0] != shape[1] else []
     return [each for each in (shape, *turned) if _is_matrix(each)]
+
+
+def _has_pruned(sizes: NDArray[np.float64] | None, whole: tuple[int, ...]) -> bool:
+    """Whether rows and columns of one of these sizes (N x 2) may be what pruning left of ``whole``."""
+    if sizes is None:
+        return False
+    share = sizes / np.array(whole, float)
+    return bool(((share >= LEAST_KEPT) & (share <= 1.0)).all(axis=1).any())
 
 
 def _rows(place: Place) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from fp_audit.errors import CorruptModel
 from fp_audit.headers import FIRST, FLOATS, MAX_AXES, MAX_TENSORS, Layout, Place, Readable
 
-AHEAD = 2**16
+AHEAD = 2**15
 """Bytes fetched at once after a jump."""
 MAX_FIELDS = 10**6
 """Most fields that are looked at: the graph of a large language model has tens of thousands of nodes."""

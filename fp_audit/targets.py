@@ -119,11 +119,14 @@ def _claimed(listing: Listing, source: Source) -> list[Artifact | Skipped]:
     What only its hashes are known of is not also skipped: the driver does that, after it has compared them.
     """
     found: list[Artifact | Skipped] = []
-    for name in plugins.names("adapters"):
-        claimed = adapter(name).claim(listing, lambda path: source.read(listing, path))
-        found.extend(item if isinstance(item, Skipped) else _completed(item, listing, source) for item in claimed)
-    hashed = {item.target for item in found if isinstance(item, Artifact) and only_hashes(item)}
-    found = [item for item in found if isinstance(item, Artifact) or item.target not in hashed]
+    hashed: set[str] = set()
+    for name in sorted(plugins.names("adapters"), key=lambda name: adapter(name).gives != {Access.IDENTITY}):
+        for item in adapter(name).claim(listing, lambda path: source.read(listing, path)):
+            if isinstance(item, Artifact):
+                found.append(_completed(item, listing, source))
+                hashed |= {item.target} if only_hashes(item) else set()
+            elif item.target not in hashed:
+                found.append(item)
     return [*found, *_unclaimed(listing, found)]
 
 

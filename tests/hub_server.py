@@ -19,6 +19,7 @@ import argparse
 import hashlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class Failure:
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves a folder; records ``requests`` ("METHOD /path") and ``bytes_sent`` (file content only)."""
+    """Serves a folder; records ``requests`` ("METHOD /path"), ``bytes_sent`` of file content and ``sent`` by path."""
 
     daemon_threads = True
     block_on_close = False
@@ -71,6 +72,7 @@ class HubServer(ThreadingHTTPServer):
         self.failures: list[Failure] = []
         self.requests: list[str] = []
         self.bytes_sent = 0
+        self.sent: Counter[str] = Counter()
         self.guard = threading.Lock()
 
     @property
@@ -89,6 +91,7 @@ class HubServer(ThreadingHTTPServer):
     def forget(self) -> None:
         """Start counting again."""
         self.requests, self.bytes_sent = [], 0
+        self.sent.clear()
 
     def repos(self, author: str | None) -> list[str]:
         found = [folder for folder in self.folder.glob(f"{author or '*'}/*") if folder.is_dir()]
@@ -238,7 +241,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _file(self, repo: str, revision: str, path: str) -> None:
         commit, blob = self._blob(repo, revision, path)
         if blob.lfs and self.server.redirects:
-            self._send(302, b"", {**_headers(commit, blob), "Location": f"{self.server.url}/lfs/{repo}/{commit}/{path}"})
+            self._send(
+                302, b"", {**_headers(commit, blob), "Location": f"{self.server.url}/lfs/{repo}/{commit}/{path}"}
+            )
         else:
             self._content(commit, blob)
 
@@ -260,6 +265,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             with self.server.guard:
                 self.server.bytes_sent += len(content)
+                self.server.sent[unquote(urlsplit(self.path).path)] += len(content)
         self._send(status, content, headers)
 
     def _json(self, value: Any, headers: dict[str, str] | None = None) -> None:

@@ -12,7 +12,7 @@ WHOLE = 2**19
 MAX_REQUESTS = 64
 """Most reads of parts for one model."""
 MAX_BYTES = 2**23
-"""Most bytes that are read in parts for one model; never more than a quarter of it."""
+"""Most bytes that are read in parts for one model; never more than half of it."""
 
 
 @dataclass

@@ -92,7 +92,7 @@ class HubSource(Source):
         missing, allowed = self.missing_bytes(artifact), self.options.max_bytes
         if missing <= WHOLE or self._offline:
             return Tally()
-        most = min(missing // 4, MAX_BYTES)
+        most = min(missing // 2, MAX_BYTES)
         if allowed is not None:
             most = min(most, allowed - missing if missing <= allowed else allowed)
         return Tally(MAX_REQUESTS, most)
