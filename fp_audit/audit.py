@@ -1,29 +1,30 @@
 """The driver: for every target and every victim, cheapest access first, until the verdict is decided.
 
-identity (hashes of a listing, in this process) < weights (tensors) < queries (answers): everything that opens a
-suspect happens in a sandboxed child; this process reads listings, JSON and scores. ``examine`` is the unit of work,
-``runners`` run many of them.
+identity (hashes of a listing, in this process) < weights (headers and a few rows where they lie, then all tensors) <
+queries (answers): everything that opens a suspect happens in a sandboxed child; this process reads listings, JSON,
+headers, the numbers of an excerpt, and scores. ``examine`` is the unit of work, ``runners`` run many of them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fp_audit import calibrate, plugins
+from fp_audit import calibrate, excerpt, plugins
 from fp_audit.answers import Answers
 from fp_audit.comparison import REPEATS, Comparison, compare
-from fp_audit.errors import SandboxCrash, TargetError
+from fp_audit.declared import contradiction
+from fp_audit.errors import NotApplicable, SandboxCrash, TargetError, UnsafeModel
 from fp_audit.methods import restored, rung
 from fp_audit.model import LoadOptions
 from fp_audit.sandbox import Child, Limits, Sandbox
 from fp_audit.subject import Subject
-from fp_audit.targets import Located, adapter
+from fp_audit.targets import Located, adapter, only_hashes
 from fp_audit.types import Access, Artifact, Cost, Evidence, Finding, Score, Skipped, Verdict
 from fp_audit.victims import Victim
 from fp_audit.worker import TASK, comparison_from_json, request
@@ -104,7 +105,7 @@ def examine(item: Located, job: Job, sandbox: Sandbox, pairs: int = PAIRS) -> Ou
         pairs: number of (model, victim) pairs; p <= alpha / pairs is decided whatever the others show.
     """
     with ExitStack() as held:
-        state = _State(item.artifact, dict.fromkeys(job.victims, ()), {path: {} for path in job.victims}, held)
+        state = _State(item, item.artifact, dict.fromkeys(job.victims, ()), {path: {} for path in job.victims}, held)
         held.callback(lambda: item.source.release(state.artifact))
         return _examined(item, job, sandbox, pairs, state)
 
@@ -118,14 +119,19 @@ def _examined(item: Located, job: Job, sandbox: Sandbox, pairs: int, state: _Sta
         for path, victim in job.victims.items():
             names = methods_for(victim, Access.IDENTITY, job.depth, state.gives)
             state.add(path, victim, compare(subject, victim, names, Access.IDENTITY), Access.IDENTITY)
+        if only_hashes(item.artifact) and not state.decided(job, pairs, all):
+            raise UnsafeModel(adapter(item.artifact.adapter).lacking(item.artifact))
         for access in LADDER:
             wanted = state.undecided(job, access, pairs)
+            if wanted and access == Access.WEIGHTS and not job.exhaustive and job.base is None:
+                state.glance(job, wanted, pairs)
+                wanted = state.undecided(job, access, pairs)
             if wanted:
                 if not state.opened:
-                    state.fetch(item)
+                    state.fetch()
                 state.descend(job, sandbox, access, wanted)
     except TargetError as error:
-        if state.opened:
+        if state.opened or state.decided(job, pairs, any):
             state.failure = str(error)
         else:
             return Skipped(item.artifact.target, str(error))
@@ -136,6 +142,7 @@ def _examined(item: Located, job: Job, sandbox: Sandbox, pairs: int, state: _Sta
 class _State:
     """What is known about one model while it is examined."""
 
+    item: Located
     artifact: Artifact
     evidence: dict[Path, tuple[Evidence, ...]]
     silent: dict[Path, dict[str, str]]
@@ -166,6 +173,10 @@ class _State:
             before = self.answers.get(victim.name)
             self.answers[victim.name] = before.joined(comparison.answers) if before else comparison.answers
 
+    def decided(self, job: Job, pairs: int, how_many: Callable[[Iterable[bool]], bool]) -> bool:
+        """Whether ``all`` or ``any`` of the victims are decided."""
+        return how_many(_decided(found, job.alpha / pairs) for found in self.evidence.values())
+
     def undecided(self, job: Job, access: Access, pairs: int) -> dict[Path, list[str]]:
         """Return, for each victim that is not decided, its methods of this access."""
         if access > job.depth:
@@ -175,12 +186,40 @@ class _State:
             for path, victim in job.victims.items()
             if job.exhaustive or not _decided(self.evidence[path], job.alpha / pairs)
         }
-        wanted = {path: methods_for(victim, access, job.depth, self.gives) for path, victim in open_.items()}
+        wanted = {
+            path: [name for name in methods_for(victim, access, job.depth, self.gives) if name not in self.silent[path]]
+            for path, victim in open_.items()
+        }
         return {path: methods for path, methods in wanted.items() if methods}
 
-    def fetch(self, item: Located) -> None:
+    def glance(self, job: Job, wanted: dict[Path, list[str]], pairs: int) -> None:
+        """Judge weights without a download, as far as headers and an excerpt decide; the rest stays open.
+
+        With references that are related to the victim shared weights convict nobody: then nothing is read.
+        """
+        files = self.item.source.parts(self.artifact)
+        if files is None:
+            return
+        seen = excerpt.Excerpt(files)
+        for path, names in wanted.items():
+            victim, null = job.victims[path], job.victims[path].null(excerpt.METHOD)
+            if excerpt.METHOD not in names or (null is not None and null.related):
+                continue
+            try:
+                score = seen.compare(
+                    victim.fingerprints[excerpt.METHOD], job.alpha / pairs / (len(self.evidence[path]) + 1)
+                )
+            except NotApplicable as error:
+                self.silent[path][excerpt.METHOD] = str(error)
+            except TargetError:
+                return  # the download meets the same error, or reads what could not be read in parts
+            else:
+                if score is not None:
+                    self.evidence[path] += (excerpt.evidence(score),)
+
+    def fetch(self) -> None:
         """Make the files local; a child has another working directory, so their folder becomes absolute."""
-        fetched = item.source.fetch(self.artifact)
+        fetched = self.item.source.fetch(self.artifact)
         self.artifact = replace(fetched, root=Path(fetched.root or ".").absolute())
 
     def descend(self, job: Job, sandbox: Sandbox, access: Access, wanted: dict[Path, list[str]]) -> None:
@@ -208,13 +247,18 @@ class _State:
         return child
 
     def outcome(self, job: Job, seconds: float) -> Outcome:
-        size = sum(file.size for file in self.artifact.files) if self.artifact.root is not None else 0
+        size = sum(file.size for file in self.artifact.files)
+        spent = self.item.source.spent(self.artifact)
+        local = self.artifact.root is not None
+        read = max(size, spent.bytes) if local else spent.bytes
+        avoided = 0 if local else max(0, size - spent.bytes)
+        cost = Cost(read, self.queries, seconds, requests=spent.requests, bytes_avoided=avoided)
         return Outcome(
             hashed(self.artifact) if job.digests else self.artifact,
             {job.victims[path].name: found for path, found in self.evidence.items()},
             {job.victims[path].name: why for path, why in self.silent.items()},
             self.failure,
-            Cost(size, self.queries, seconds),
+            cost,
             self.answers,
         )
 
@@ -263,25 +307,32 @@ def evidence_of(name: str, score: Score, victim: Victim, detail: Mapping[str, An
     )
 
 
-def conclude(outcomes: Iterable[Outcome], alpha: float) -> list[Finding]:
-    """Judge all outcomes of a scan together: combined p-values, q-values, verdicts."""
+def conclude(outcomes: Iterable[Outcome], alpha: float, sources: Mapping[str, str] | None = None) -> list[Finding]:
+    """Judge all outcomes of a scan together: combined p-values, q-values, verdicts; arguments as for ``judged``."""
     held = list(outcomes)
-    return list(judged(held, [p_values(outcome) for outcome in held], alpha))
+    return list(judged(held, [p_values(outcome) for outcome in held], alpha, sources or {}))
 
 
-def judged(outcomes: Iterable[Outcome], p_of: Sequence[Mapping[str, float | None]], alpha: float) -> Iterator[Finding]:
+def judged(
+    outcomes: Iterable[Outcome],
+    p_of: Sequence[Mapping[str, float | None]],
+    alpha: float,
+    sources: Mapping[str, str],
+) -> Iterator[Finding]:
     """Judge outcomes whose p-values are known, one after the other: only one of them needs to be in memory.
 
     Args:
         outcomes: of a scan.
         p_of: ``p_values`` of each.
         alpha: share of false discoveries to accept among ``derived``.
+        sources: by victim, what it was registered from; what cards declare is held against it.
     """
     tested = [p for each in p_of for p in each.values() if p is not None]
     q_values = iter(calibrate.q_values(tested) if tested else [])
     for outcome, each in zip(outcomes, p_of, strict=True):
         for victim, p in each.items():
-            yield _finding(outcome, victim, p, next(q_values) if p is not None else None, alpha)
+            found = _finding(outcome, victim, p, next(q_values) if p is not None else None, alpha)
+            yield _declared(found, outcome, sources)
 
 
 def p_values(outcome: Outcome) -> dict[str, float | None]:
@@ -316,6 +367,12 @@ def _finding(outcome: Outcome, victim: str, p: float | None, q: float | None, al
         evidence=evidence,
         cost=outcome.cost,
     )
+
+
+def _declared(finding: Finding, outcome: Outcome, sources: Mapping[str, str]) -> Finding:
+    """Say where the model's card tells another story."""
+    told = contradiction(finding.verdict, finding.target, outcome.artifact.declared, sources.get(finding.victim))
+    return replace(finding, declared=told)
 
 
 def _reason(verdict: Verdict, evidence: Sequence[Evidence], silent: Mapping[str, str], failure: str | None) -> str:

@@ -129,6 +129,11 @@ class Adapter(ABC):
         ``Artifact.target`` is set with ``target_of``.
         """
 
+    def lacking(self, artifact: Artifact) -> str:
+        """Say why a model's files do not give every access; empty where they do."""
+        del artifact
+        return ""
+
     @abstractmethod
     def tensors(self, artifact: Artifact) -> dict[str, NDArray[Any]]:
         """Read every tensor of a fetched artifact, int8 ones dequantised, without building the model."""

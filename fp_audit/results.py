@@ -187,7 +187,9 @@ def unpack(packed: bytes) -> Outcome:
         ValueError, KeyError, TypeError, AttributeError, zlib.error: it is damaged.
     """
     data: Mapping[str, Any] = json.loads(zlib.decompress(packed))
-    files = tuple(File(**file) for file in data["artifact"]["files"])
+    stored = data["artifact"]
+    declared = None if stored["declared"] is None else tuple(stored["declared"])
+    artifact = Artifact(**{**stored, "files": tuple(File(**file) for file in stored["files"]), "declared": declared})
     evidence = {
         victim: tuple(Evidence(**{**item, "access": Access(item["access"])}) for item in items)
         for victim, items in data["evidence"].items()
@@ -195,7 +197,7 @@ def unpack(packed: bytes) -> Outcome:
     return Outcome(
         **{
             **data,
-            "artifact": Artifact(**{**data["artifact"], "files": files}),
+            "artifact": artifact,
             "evidence": evidence,
             "cost": Cost(**data["cost"]),
             "answers": {victim: Answers.from_json(said) for victim, said in data["answers"].items()},

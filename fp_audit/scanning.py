@@ -172,7 +172,8 @@ def _judged(
     held = _Held(results, lambda outcome, done: seen(outcome, done, listing.count))
     for outcome in runner(options.engine)(held.pending(listing), job, jobs=options.jobs):
         held.take(outcome)
-    yield from audit.judged(held.outcomes(), held.p_values(), options.alpha)
+    sources = {victim.name: victim.source for victim in job.victims.values()}
+    yield from audit.judged(held.outcomes(), held.p_values(), options.alpha, sources)
     yield from held.skipped()
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-from fp_audit import augmentation, plugins
+from fp_audit import augmentation, declared, plugins
 from fp_audit.errors import TargetError, UnsupportedModel, UsageError
 from fp_audit.model import Adapter
 from fp_audit.sources._base import Source, SourceOptions
 from fp_audit.types import Access, Artifact, File, Listing, Skipped
 
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+CARD = "README.md"
 OTHER_WEIGHTS = (".safetensors", ".onnx", ".h5", ".keras", ".pb", ".tflite", ".gguf", ".msgpack")
 
 
@@ -77,8 +77,10 @@ def locate_one(target: str, options: SourceOptions) -> Located:
         names = ", ".join(item.artifact.target for item in located[:3])
         raise UsageError(f"{target} holds {len(located)} models ({names}, ...): name one of them")
     if not located:
-        answers = "it holds what a model answered; the model itself was expected"
-        reasons = [item.reason if isinstance(item, Skipped) else answers for item in found]
+        reasons = [
+            item.reason if isinstance(item, Skipped) else adapter(item.artifact.adapter).lacking(item.artifact)
+            for item in found
+        ]
         raise UnsupportedModel(f"{target}: {reasons[0] if reasons else 'no model found'}")
     return located[0]
 
@@ -95,6 +97,11 @@ def fetched(target: str, options: SourceOptions) -> Artifact:
     except TargetError as error:
         raise UsageError(str(error)) from None
     return replace(artifact, root=Path(artifact.root or ".").absolute())
+
+
+def only_hashes(artifact: Artifact) -> bool:
+    """Whether a model is compared by the hashes of its files alone."""
+    return adapter(artifact.adapter).gives == {Access.IDENTITY}
 
 
 def _is_model(artifact: Artifact) -> bool:
@@ -121,21 +128,30 @@ def _expanded(targets: Iterable[str], sources: list[Source]) -> Iterator[str]:
 
 
 def _claimed(listing: Listing, source: Source) -> Iterator[Artifact | Skipped]:
-    """Let every adapter look for its models in a listing, as they are asked for; say why if none finds one."""
+    """Let every adapter look for its models in a listing, as they are asked for; say why if none finds one.
+
+    Those that only compare hashes come first; what they claim is not also skipped: the driver does that, after it has
+    compared them. Fallbacks come last.
+    """
     found: list[Artifact | Skipped] = []
-    for name in sorted(plugins.names("adapters"), key=lambda name: adapter(name).fallback):
+    for name in sorted(plugins.names("adapters"), key=_turn):
         claims: Iterable[Artifact | Skipped] = adapter(name).claim(listing, lambda path: source.read(listing, path))
         if adapter(name).fallback:
-            found, claims = _completed(found, list(claims))
+            found, claims = _divided(found, list(claims))
         for claimed in claims:
-            found.append(claimed if isinstance(claimed, Skipped) else _with_augmentation(claimed, listing))
-            if isinstance(claimed, Artifact):
+            found.append(claimed if isinstance(claimed, Skipped) else _completed(claimed, listing, source))
+            if isinstance(found[-1], Artifact):
                 yield found[-1]
-    yield from (item for item in found if isinstance(item, Skipped))
+    hashed = {item.target for item in found if isinstance(item, Artifact) and only_hashes(item)}
+    yield from (item for item in found if isinstance(item, Skipped) and item.target not in hashed)
     yield from _unclaimed(listing, found)
 
 
-def _completed(
+def _turn(name: str) -> tuple[bool, bool]:
+    return adapter(name).fallback, adapter(name).gives != {Access.IDENTITY}
+
+
+def _divided(
     found: list[Artifact | Skipped], claimed: list[Artifact | Skipped]
 ) -> tuple[list[Artifact | Skipped], list[Artifact | Skipped]]:
     """Divide up what a fallback claims and others have found.
@@ -155,6 +171,18 @@ def _completed(
     return [item for item in found if isinstance(item, Artifact) or item.target not in names], added
 
 
+def _completed(artifact: Artifact, listing: Listing, source: Source) -> Artifact:
+    """Add what lies beside a model's files: its card, and the description of a random preprocessing."""
+    stated = listing.declared
+    card = str(PurePosixPath(_home(artifact), CARD))
+    if stated is None and any(file.path == card for file in listing.files):
+        try:
+            stated = declared.from_card(source.read(listing, card).decode("utf-8", "replace"))
+        except TargetError:
+            stated = None  # a card that cannot be read says nothing
+    return replace(_with_augmentation(artifact, listing), declared=stated)
+
+
 def _with_augmentation(artifact: Artifact, listing: Listing) -> Artifact:
     """Add the description of a random preprocessing to a model's files, where its folder holds one.
 
@@ -162,8 +190,7 @@ def _with_augmentation(artifact: Artifact, listing: Listing) -> Artifact:
     """
     if not _is_model(artifact):
         return artifact
-    folder = _folder(artifact.entry) if artifact.entry in listing.by_path else artifact.entry
-    stated = listing.by_path.get(str(PurePosixPath(folder, augmentation.FILE)))
+    stated = listing.by_path.get(str(PurePosixPath(_home(artifact), augmentation.FILE)))
     return artifact if stated is None else replace(artifact, files=(*artifact.files, stated))
 
 
@@ -174,7 +201,7 @@ def _unclaimed(listing: Listing, found: list[Artifact | Skipped]) -> list[Skippe
     known |= {item.target for item in found}
     folders: dict[str, list[File]] = {}
     for file in listing.files:
-        if file.path.endswith((*PICKLES, *OTHER_WEIGHTS)) and file.path not in claimed:
+        if file.path.endswith(OTHER_WEIGHTS) and file.path not in claimed:
             folders.setdefault(_folder(file.path), []).append(file)
     result = []
     for folder, files in folders.items():
@@ -188,12 +215,16 @@ def _unclaimed(listing: Listing, found: list[Artifact | Skipped]) -> list[Skippe
     return result
 
 
+def _home(artifact: Artifact) -> str:
+    """Return the folder of a model."""
+    alone = any(file.path == artifact.entry for file in artifact.files)
+    return _folder(artifact.entry) if alone else artifact.entry
+
+
 def _folder(path: str) -> str:
     return str(PurePosixPath(path).parent)
 
 
 def _why(files: list[File]) -> str:
     names = ", ".join(sorted(PurePosixPath(file.path).name for file in files)[:3])
-    if all(file.path.endswith(PICKLES) for file in files):
-        return f"only pickle weights ({names}): opening them can run code, so they are never read"
     return f"weights without a config.json that says what they are ({names})"

@@ -80,6 +80,8 @@ class Listing:
     """Local folder that holds the files; None while they are still on a hub."""
     revision: str | None = None
     """Commit sha on a hub."""
+    declared: tuple[str, ...] | None = None
+    """Models that its card names as ``base_model``; None where no card was looked for."""
 
     @cached_property
     def by_path(self) -> Mapping[str, File]:
@@ -103,6 +105,8 @@ class Artifact:
     """Target of the listing it came from: the repository, for a hub."""
     unrun: str | None = None
     """Why only its files and tensors are read, where it cannot be run."""
+    declared: tuple[str, ...] | None = None
+    """See ``Listing.declared``."""
 
     @property
     def path(self) -> Path:
@@ -208,10 +212,15 @@ class Cost:
     """What a finding took."""
 
     bytes_read: int = 0
+    """Of the model's files, from this disk or from a hub."""
     queries: int = 0
     seconds: float = 0.0
     examined: str | None = None
     """When an earlier scan spent this (ISO 8601), where its result was taken over; None: this scan did."""
+    requests: int = 0
+    """To a hub, the listing of the repository included; at least, where a large file comes in chunks."""
+    bytes_avoided: int = 0
+    """Of the model's files on a hub: not downloaded, because the verdict did not need them."""
 
 
 @dataclass(frozen=True)
@@ -231,3 +240,5 @@ class Finding:
     cost: Cost
     ignored: str | None = None
     """Why it does not count for the exit code (see ``policy``); None if it counts."""
+    declared: str | None = None
+    """What the model's card says of its origin, where the verdict says something else; to follow "the target ..."."""

@@ -19,6 +19,7 @@ from fp_audit.reports.json import Json
 from fp_audit.reports.jsonl import JsonLines
 from fp_audit.scanning import ScanOptions, scan
 from fp_audit.sources import _client
+from fp_audit.sources._ranged import Tally
 from fp_audit.types import Finding, Skipped
 
 TOGETHER = 20
@@ -64,7 +65,7 @@ def listed(plan: Plan) -> Iterator[tuple[str, str] | Skipped]:
 def present(repo: str) -> tuple[str, str] | Skipped:
     """Ask for the commit of one model."""
     try:
-        commit = _client.model_info(repo, None).sha
+        commit = _client.model_info(repo, None, Tally()).sha
     except UnavailableTarget as error:
         return Skipped(repo, str(error))
     return (repo, commit) if commit else Skipped(repo, "the hub does not tell its commit")

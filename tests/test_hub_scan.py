@@ -86,7 +86,8 @@ def test_a_copy_is_found_from_the_listing(published: HubServer):
     assert finding.verdict == "identical"
     assert not [request for request in downloads(published) if "safetensors" in request]
     assert published.bytes_sent < 10_000
-    assert finding.cost.bytes_read == 0
+    assert (finding.cost.requests, finding.cost.bytes_read) == (2, published.bytes_sent)  # listing and config.json
+    assert finding.cost.bytes_avoided > 100_000
 
 
 def test_a_revision_is_pinned(published: HubServer, registered):

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from fp_audit.policy import Policy
     from fp_audit.reports._base import Format, Report
     from fp_audit.scanning import ScanOptions
-    from fp_audit.types import Skipped, Verdict
+    from fp_audit.sources._ranged import Tally
+    from fp_audit.targets import Located
+    from fp_audit.types import Access, Skipped, Verdict
 
 BUNDLE = "bundle"
 """What ``--output`` calls the bundle of evidence, which is no report but holds one."""
@@ -245,15 +247,40 @@ def _exit_code(report: Report, *, strict: bool) -> int:
 
 def _dry_run(targets: tuple[str, ...], options: ScanOptions) -> int:
     from fp_audit.reports._text import printable
-    from fp_audit.targets import Located, locate
+    from fp_audit.targets import locate
+    from fp_audit.types import Skipped
 
-    total = models = 0
+    total = requests = asked = models = 0
     for item in locate(targets, options.sources):
-        if isinstance(item, Located):
-            missing = item.source.missing_bytes(item.artifact)
-            total, models = total + missing, models + 1
-            click.echo(f"{printable(item.artifact.target)}  {item.artifact.adapter}  {missing:,} bytes to download")
-        else:
+        if isinstance(item, Skipped):
             click.echo(f"{printable(item.target)}  skipped: {printable(item.reason)}")
-    click.echo(f"{models} models, at most {total:,} bytes to download; nothing was opened")
+            continue
+        first, whole = _needs(item, options.depth)
+        total, requests, models = (
+            total + first.bytes + whole.bytes,
+            requests + first.requests + whole.requests,
+            models + 1,
+        )
+        asked += item.source.spent(item.artifact).requests
+        in_parts = (
+            f"; first up to {first.bytes:,} in {first.requests}, to see if it is needed" if first.requests else ""
+        )
+        told = f"{whole.bytes:,} bytes to download in {whole.requests} requests{in_parts}"
+        click.echo(f"{printable(item.artifact.target)}  {item.artifact.adapter}  {told}")
+    listed = f" after {asked:,} requests to list them" if asked else ""
+    click.echo(
+        f"{models} models, at most {total:,} bytes to download in {requests:,} requests; nothing was opened{listed}"
+    )
     return 0 if models else EXIT_NOTHING
+
+
+def _needs(item: Located, depth: Access) -> tuple[Tally, Tally]:
+    """Return what a scan may read of a model in parts, and what a download takes; of its hashes alone, nothing."""
+    from fp_audit.sources._ranged import Tally
+    from fp_audit.targets import only_hashes
+    from fp_audit.types import Access
+
+    if depth < Access.WEIGHTS or only_hashes(item.artifact):
+        return Tally(), Tally()
+    source, artifact = item.source, item.artifact
+    return source.in_parts(artifact), Tally(source.missing_requests(artifact), source.missing_bytes(artifact))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fp_audit import __version__
 from fp_audit.reports._base import Format, Report
-from fp_audit.reports._text import p_text, printable
+from fp_audit.reports._text import grounds, p_text, printable
 from fp_audit.types import Finding, Verdict
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _component(findings: list[Finding], ref: str) -> Component:
         properties=properties,
         pedigree=Pedigree(
             ancestors=[Component(name=printable(finding.victim), type=kind) for finding in inherited],
-            notes="\n".join(f"{printable(finding.victim)}: {printable(finding.reason)}" for finding in inherited),
+            notes="\n".join(f"{printable(finding.victim)}: {printable(grounds(finding))}" for finding in inherited),
         )
         if inherited
         else None,

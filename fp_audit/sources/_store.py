@@ -3,7 +3,8 @@
 ::
 
     <home>/models/<org>--<model>/refs/<revision>         the commit that a revision meant when last listed
-                                 listings/<commit>.json  names, sizes and hashes of all files of the commit
+                                 listings/<commit>.json  names, sizes and hashes of all files of the commit,
+                                                         and the models that its card names
                                  files/<commit>/...      the files that were fetched, after their check
                                  partial/<commit>/...    a download that is going on
                                  partial/<commit>.used   locked (shared) by whoever streams files of this commit
@@ -118,8 +119,8 @@ class Store:
 
     def remember(self, listing: Listing, revision: str) -> None:
         """Keep a listing, and what the revision means now, for work without a network."""
-        files = json.dumps([asdict(file) for file in listing.files])
-        _write(self._repo(listing.target) / "listings" / f"{listing.revision}.json", files)
+        kept = json.dumps({"files": [asdict(file) for file in listing.files], "declared": listing.declared})
+        _write(self._repo(listing.target) / "listings" / f"{listing.revision}.json", kept)
         _write(self._repo(listing.target) / "refs" / quote(revision, safe=""), str(listing.revision))
 
     def recall(self, repo: str, revision: str) -> Listing | None:
@@ -128,7 +129,8 @@ class Store:
             ref = self._repo(repo) / "refs" / quote(revision, safe="")
             commit = revision if COMMIT.fullmatch(revision) else ref.read_text()
             kept = json.loads((self._repo(repo) / "listings" / f"{commit}.json").read_text())
-            return Listing(repo, tuple(File(**fields) for fields in kept), root=None, revision=commit)
+            files = tuple(File(**fields) for fields in kept["files"])
+            return Listing(repo, files, root=None, revision=commit, declared=tuple(kept["declared"]))
         except (OSError, ValueError, TypeError):  # absent, or damaged, which comes to the same
             return None
 

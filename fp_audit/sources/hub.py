@@ -1,6 +1,7 @@
 """Models on the Hugging Face Hub, or on any server that speaks its protocol (``HF_ENDPOINT``).
 
-A repository is listed with one request, which also pins it: everything later asks for that commit. What was
+A repository is listed with one request, which also pins it: everything later asks for that commit. Small files take
+one request each; of large ones parts can be read (see ``_ranged``) before anything is downloaded. What was
 listed and fetched is kept (see ``_store``), so that ``--offline`` finds the same names, sizes, hashes and
 files again; a model that only the client's own cache has is found there.
 """
@@ -11,15 +12,18 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fp_audit.declared import bases
 from fp_audit.errors import UnavailableTarget
+from fp_audit.headers import Readable
 from fp_audit.sources import _cache, _client
-from fp_audit.sources._base import Source, SourceOptions, check_small
+from fp_audit.sources._base import MAX_SMALL_FILE, Source, SourceOptions, check_small
 from fp_audit.sources._names import is_inside, is_local
+from fp_audit.sources._ranged import MAX_BYTES, MAX_REQUESTS, WHOLE, Allowance, RangedFile, Tally
 from fp_audit.sources._store import COMMIT, Store, models_folder
 from fp_audit.types import Artifact, File, Listing, Skipped
 
@@ -45,6 +49,7 @@ class HubSource(Source):
         """Repository and commit -> files that were downloaded here, or copied from the client's cache."""
         self._used: dict[tuple[str, str, str], int] = {}
         """Fetched model -> descriptor that keeps other processes from deleting its files."""
+        self._tallies: dict[tuple[str, str], Tally] = {}
 
     def accepts(self, target: str) -> bool:
         """See ``Source.accepts``. ``modles/foo`` without such a folder is taken for a hub id."""
@@ -93,9 +98,46 @@ class HubSource(Source):
 
     def missing_bytes(self, artifact: Artifact) -> int:
         """See ``Source.missing_bytes``."""
+        return sum(file.size for file in self._missing(artifact))
+
+    def missing_requests(self, artifact: Artifact) -> int:
+        """See ``Source.missing_requests``."""
+        return sum(1 if file.size <= MAX_SMALL_FILE else _client.DOWNLOAD for file in self._missing(artifact))
+
+    def in_parts(self, artifact: Artifact) -> Tally:
+        """See ``Source.in_parts``. Under ``max_bytes`` they may take what a download leaves, if that is allowed."""
+        missing, allowed = self.missing_bytes(artifact), self.options.max_bytes
+        if missing <= WHOLE or self._offline:
+            return Tally()
+        most = min(missing // 2, MAX_BYTES)
+        if allowed is not None:
+            most = min(most, allowed - missing if missing <= allowed else allowed)
+        return Tally(MAX_REQUESTS, most)
+
+    def parts(self, artifact: Artifact) -> Mapping[str, Readable] | None:
+        """See ``Source.parts``."""
+        most = self.in_parts(artifact)
+        if not most.requests:
+            return None
+        (repo, commit), tally = _address(artifact), self.spent(artifact)
+        allowance = Allowance(most.requests, most.bytes)
+        return {
+            file.path: RangedFile(file.size, _client.Part(repo, file.path, commit, file.size, tally).read, allowance)
+            for file in artifact.files
+        }
+
+    def spent(self, artifact: Artifact) -> Tally:
+        """See ``Source.spent``. One listing of an account names up to 1,000 models; it is nobody's account."""
+        return self._tally(*_address(artifact))
+
+    def _tally(self, repo: str, commit: str) -> Tally:
+        return self._tallies.setdefault((repo, commit), Tally())
+
+    def _missing(self, artifact: Artifact) -> list[File]:
+        """List the files that are not on this machine."""
         repo, commit = _address(artifact)
         missing = (file for file in artifact.files if self._store.find(repo, commit, file) is None)
-        return sum(file.size for file in missing if _cache.find(repo, commit, file.path) is None)
+        return [file for file in missing if _cache.find(repo, commit, file.path) is None]
 
     @property
     def _store(self) -> Store:
@@ -126,13 +168,15 @@ class HubSource(Source):
         if self._offline:
             yield self._recall(repo, revision or _DEFAULT_REVISION)
             return
-        info = _client.model_info(repo, revision)
+        tally = Tally()
+        info = _client.model_info(repo, revision, tally)
         if not COMMIT.fullmatch(info.sha or ""):
             raise UnavailableTarget(f"{repo}: the hub did not say which commit it listed, got {info.sha!r}")
         files = [_file(repo, sibling) for sibling in info.siblings or ()]
         inside = tuple(sorted((file for file in files if is_inside(file.path)), key=lambda file: file.path))
         outside = [file.path for file in files if not is_inside(file.path)]
-        listing = Listing(repo, inside, root=None, revision=info.sha)
+        listing = Listing(repo, inside, root=None, revision=info.sha, declared=bases(info.card_data))
+        self._tallies[repo, str(info.sha)] = tally
         with contextlib.suppress(OSError):  # a disk that cannot be written is no reason not to list
             self._store.remember(listing, revision or _DEFAULT_REVISION)
         if outside:
@@ -168,7 +212,14 @@ class HubSource(Source):
             raise UnavailableTarget(
                 f"{repo}: {file.path!r} is not on this machine (offline): scan it once without --offline"
             )
-        _client.download(repo, file.path, commit, staging)
+        tally = self._tally(repo, commit)
+        if file.size <= MAX_SMALL_FILE:
+            content = _client.Part(repo, file.path, commit, file.size, tally).read(0, file.size)
+            with _client.explained(f"{repo}: {file.path!r}"):
+                (staging / file.path).parent.mkdir(parents=True, exist_ok=True)
+                (staging / file.path).write_bytes(content)
+        else:
+            _client.download(repo, file.path, commit, staging, tally)
         if not self._store.keep(staging, repo, commit, file):
             raise UnavailableTarget(
                 f"{repo}: {file.path!r} differs in size or hash from what the hub listed for {commit[:12]}"
