@@ -1,9 +1,8 @@
 """What a scan of hub repositories at depth weights costs, and whether it says what a scan of the same files says.
 
 ``python -m benchmarks.hub [--count 300] [--folder DIR]`` publishes repositories on a local hub
-(``tests/hub_server.py``, asked by the real client), scans them there and on disk, and prints bytes and requests as
-the hub counted them. Weights are random numbers: fine-tunes are the victim's plus noise, and nobody asks these
-models anything.
+(``tests/hub_server.py``, asked by the real client), scans them there and on disk, and prints bytes and requests as the
+hub counted them. Weights are random numbers: fine-tunes are the victim's plus noise, and nobody asks these models.
 """
 
 from __future__ import annotations

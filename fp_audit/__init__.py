@@ -8,6 +8,7 @@ Start reading here:
 
 - ``scanning``       what a caller asks for: ``scan``, ``compare``
 - ``audit``          the driver: one model down the access ladder, all outcomes to verdicts
+- ``excerpt``        what headers and a few rows, read where they lie, tell about a model's weights
 - ``registration``   ``register``: fingerprints, independents, nulls
 - ``attacking``      ``attack``: surrogates to try the fingerprints on
 - ``stressing``      ``stress``: all attacks against all fingerprints of a victim

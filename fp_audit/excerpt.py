@@ -32,7 +32,7 @@ MIN_ROWS, MIN_COLUMNS = 6, 4
 LEAST_ROWS, MOST_ROWS, ROW_BYTES = 16, 32, 2**15
 """Rows read of a matrix: as many as lie in ``ROW_BYTES``, within these limits."""
 COMPARED = 256
-"""Most rows compared at once where the file holds the matrix transposed: all rows are seen, in a few columns."""
+"""Most rows or columns compared at once, evenly spaced."""
 LEAST, MOST = 3, 8
 """Matrices to read before the first look, and at most. So many must match: one or two shared tables are no evidence."""
 WINDOW = 2**17
@@ -86,11 +86,12 @@ class Excerpt:
 
         For each matrix T that is read, ``fixed_points_p`` compares its first rows with the same rows of each of the N
         matrices of the victim that have its shape (plain ones also transposed, as ONNX stores them: then with the
-        same columns of all rows), ``p_T = N min p``. The matrices are chosen by shape and place alone, so each ``p_T``
-        is valid if the models are independent (see ``fingerprints.weights.Weights``), and so is ``p = 2 median`` over
-        them under any dependence. It is multiplied by the number of looks, as reading stops at the first that
-        convicts, and by ``1 / SHARE``. Matrices whose rows are classes are left out. The headers must show
-        counterparts of at least half of the victim's matrices.
+        same columns of all rows), ``p_T = N min p``. Rows of plain matrices may be pixels, tokens or positions, which
+        stand in one order everywhere; so these are compared by columns too, and the larger p-value counts. The
+        matrices are chosen by shape and place alone, so each ``p_T`` is valid if the models are independent (see
+        ``fingerprints.weights.Weights``), and so is ``p = 2 median`` over them under any dependence. It is multiplied
+        by the number of looks, as reading stops at the first that convicts, and by ``1 / SHARE``. Matrices whose rows
+        are classes are left out. The headers must show counterparts of at least half of the victim's matrices.
 
         Differences from the whole method: cosines are over what was read; ``identical`` cannot be told.
 
@@ -210,9 +211,15 @@ class _Ours:
             pairs += [(matrix[:, :count], theirs.T) for matrix in self._in(place.shape[::-1])]
         if not np.isfinite(theirs).all():
             return _Match(1.0, 0.0)
-        tried = [(fixed_points_p(a, b, rows=COMPARED, classes=None), a, b) for a, b in pairs]
+        tried = [(_p(a, b, plain=len(place.shape) == 2), a, b) for a, b in pairs]
         p, a, b = min(tried, key=lambda item: item[0])
         return _Match(min(1.0, len(pairs) * p), _cosine(a, b))
+
+
+def _p(a: NDArray[Any], b: NDArray[Any], *, plain: bool) -> float:
+    """Compare by rows, and a plain matrix by columns too."""
+    p = fixed_points_p(a, b, rows=COMPARED, classes=None)
+    return max(p, fixed_points_p(a.T, b.T, rows=COMPARED, classes=None)) if plain else p
 
 
 def _cosine(a: NDArray[Any], b: NDArray[Any]) -> float:

@@ -95,6 +95,15 @@ class TestExcerpt:
             suspect = network(1) | dict(list(network(0).items())[:shared])
             assert judged(suspect, bound=0.5) is None
 
+    def test_rows_that_stand_in_one_order_everywhere_are_no_evidence(self):
+        """Plain matrices whose rows are tokens and alike in all models, with hidden units in another order."""
+        rng = np.random.default_rng(3)
+        victim = network(0, [(60 + i, 300) for i in range(6)])
+        suspect = {name: np.ascontiguousarray(value[:, rng.permutation(300)]) for name, value in victim.items()}
+        assert judged(suspect, victim, bound=0.5) is None
+        tied = {name: np.repeat(np.arange(len(v))[:, None], 300, 1) % 7 + 0.01 * v for name, v in victim.items()}
+        assert judged(tied, {name: value[:, ::-1] for name, value in tied.items()}, bound=0.5) is None
+
     def test_less_than_half_of_the_victim_is_left_to_the_whole_method(self):
         assert judged(dict(list(network(0).items())[:3])) is None
 
