@@ -188,4 +188,4 @@ def _why(files: list[File]) -> str:
     names = ", ".join(sorted(PurePosixPath(file.path).name for file in files)[:3])
     if all(file.path.endswith(PICKLES) for file in files):
         return f"only pickle weights ({names}): opening them can run code, so they are never read"
-    return f"weights without a config.json that says what they are ({names})"
+    return f"weights of a kind that no adapter reads ({names})"

@@ -26,6 +26,8 @@ RELATIVE = 1e-4
 KINDS = ("huggingface", "timm", "onnx")
 NO_MODELS = ("answers",)
 """Adapters that give answers alone; their own tests say what they must do."""
+UNRUN = ("safetensors",)
+"""Adapters that read tensors and run nothing, likewise."""
 STATED = {"input_size": (3, SIZE, SIZE), "crop_pct": 1.0, "interpolation": "bilinear"}
 
 
@@ -97,9 +99,10 @@ def assert_alike(found, expected):
 
 
 def test_every_adapter_is_covered():
-    assert set(plugins.names("adapters")) == {*KINDS, *NO_MODELS}
+    assert set(plugins.names("adapters")) == {*KINDS, *NO_MODELS, *UNRUN}
     assert all(adapter(name).gives == frozenset(Access) for name in KINDS)
     assert all(adapter(name).gives == {Access.QUERIES} for name in NO_MODELS)
+    assert all(adapter(name).gives == {Access.IDENTITY, Access.WEIGHTS} for name in UNRUN)
 
 
 @pytest.mark.parametrize("name", ["huggingface", "timm"])
