@@ -227,4 +227,4 @@ def _folder(path: str) -> str:
 
 def _why(files: list[File]) -> str:
     names = ", ".join(sorted(PurePosixPath(file.path).name for file in files)[:3])
-    return f"weights without a config.json that says what they are ({names})"
+    return f"weights of a kind that no adapter reads ({names})"

@@ -43,7 +43,7 @@ def dequantised(tensors: Mapping[str, Array]) -> dict[str, Array]:
             continue
         try:
             value = _layer(tensors, place)
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
             raise CorruptModel(
                 f"the quantised layer {place[:200]!r} holds tensors that do not fit each other"
             ) from None
@@ -81,7 +81,7 @@ def _layer(tensors: Mapping[str, Array], place: str) -> Array | None:
     if weight is None:
         return None
     if f"{place}.SCB" in tensors and weight.dtype == np.int8:
-        return _scaled(weight, tensors[f"{place}.SCB"].reshape(-1, 1) / np.float32(127))
+        return _scaled(weight, tensors[f"{place}.SCB"].reshape(len(weight), 1) / np.float32(127))
     if weight.dtype == np.uint8 and f"{place}.weight.quant_map" in tensors:
         return _four_bits(tensors, f"{place}.weight")
     scale = tensors.get(f"{place}.weight_scale", tensors.get(f"{place}.weight_scale_inv"))
@@ -101,13 +101,13 @@ def _scaled(weight: Array, scale: Array) -> Array:
 
 
 def _four_bits(tensors: Mapping[str, Array], name: str) -> Array:
-    stated = next(value for key, value in tensors.items() if key.startswith(name + _STATE))
+    stated = next((value for key, value in tensors.items() if key.startswith(name + _STATE)), np.zeros(0))
     if stated.size > _MAX_STATE:
         raise ValueError("its description is too long")
     state = json.loads(stated.astype(np.uint8).tobytes())
     absmax = tensors[f"{name}.absmax"]
     if f"{name}.nested_absmax" in tensors:
-        outer = np.repeat(tensors[f"{name}.nested_absmax"], int(state["nested_blocksize"]))[: absmax.size]
+        outer = tensors[f"{name}.nested_absmax"][np.arange(absmax.size) // int(state["nested_blocksize"])]
         absmax = tensors[f"{name}.nested_quant_map"][absmax] * outer + np.float32(state["nested_offset"])
     return four_bits(
         tensors[name], tensors[f"{name}.quant_map"], absmax, int(state["blocksize"]), tuple(state["shape"])

@@ -119,7 +119,7 @@ def overlap(ours: Pair, theirs: Pair) -> Overlap | None:
     if size < LEAST_SMALLER * rank:
         return None
     shared = float(np.square(left @ right.T).sum()) / fewer
-    excess = max(0.0, (shared - GRANTED) / (1 - GRANTED))
+    excess = min(max(0.0, (shared - GRANTED) / (1 - GRANTED)), 1.0)
     p = fewer * float(betaincc(rank / 2, (size - rank) / 2, excess))
     cosine = float(((mine.T @ its) * (left @ right.T)).sum())
     cosine /= float(np.linalg.norm(mine) * np.linalg.norm(its))

@@ -46,8 +46,9 @@ LEAST_KEPT = 0.25
 RESEMBLING = 0.5
 """Absolute cosine from which two tensors of the victim are not counted twice."""
 
+MOST_TENSORS = 48
 MOST_VALUES = 2**27
-"""Values of the victim that are aligned, in tensors evenly spread over it."""
+"""Tensors of the victim that are aligned, evenly spread over it, and their values all together."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class Relabelled:
     """Of its best link."""
 
 
+UNLINKED = Relabelled(1.0, 0.0, 0, 0)
+"""Of a tensor that has no counterpart by shape, or shares no axis with another."""
+
+
 def relabelled(ours: Sequence[Array], theirs: Sequence[Array], rng: np.random.Generator) -> dict[int, Relabelled]:
     """Compare all tensors of two models up to the order and scale of their units.
 
@@ -71,16 +76,17 @@ def relabelled(ours: Sequence[Array], theirs: Sequence[Array], rng: np.random.Ge
         rng: breaks ties.
 
     Returns:
-        By index in ``ours``, for the tensors that have a counterpart by shape and share an axis with another.
+        By index in ``ours``, for the tensors that are looked at: at most ``MOST_TENSORS``, chosen by the victim alone.
     """
-    aligned = _alignments(ours, theirs, rng)
+    chosen = _affordable(ours, _distinct(ours))
+    aligned = _alignments(ours, chosen, theirs, rng)
     links = _links(aligned)
     counts = Counter(i for pair in links for i in pair[:2])
-    best: dict[int, Relabelled] = {}
+    best = dict.fromkeys(chosen, UNLINKED)
     for first, second, agreed, units in links:
         for index in (first, second):
             p = min(1.0, counts[index] * sign_test(agreed, units))
-            if index not in best or p < best[index].p_value:
+            if p < best[index].p_value or not best[index].units:
                 best[index] = Relabelled(p, aligned[index].cosine, agreed, units)
     return best
 
@@ -103,7 +109,9 @@ class _Aligned:
     tensor."""
 
 
-def _alignments(ours: Sequence[Array], theirs: Sequence[Array], rng: np.random.Generator) -> dict[int, _Aligned]:
+def _alignments(
+    ours: Sequence[Array], chosen: Sequence[int], theirs: Sequence[Array], rng: np.random.Generator
+) -> dict[int, _Aligned]:
     prepared: dict[tuple[int, bool], Tensor] = {}
 
     def tensor(index: int, *, turned: bool) -> Tensor:
@@ -112,12 +120,11 @@ def _alignments(ours: Sequence[Array], theirs: Sequence[Array], rng: np.random.G
             prepared[index, turned] = Tensor(value.T if turned else value)
         return prepared[index, turned]
 
-    found = {}
-    for index in _affordable(ours, _distinct(ours)):
+    found, usable = {}, [(place, value) for place, value in enumerate(theirs) if _finite(value)]
+    for index in chosen:
         fitting = [
             (place, turned)
-            for place, value in enumerate(theirs)
-            if _finite(value)
+            for place, value in usable
             for turned in ((False, True) if value.ndim == 2 else (False,))
             if _fits(ours[index].shape, value.shape[::-1] if turned else value.shape)
         ]
@@ -187,9 +194,9 @@ def _finite(tensor: Array) -> bool:
 
 
 def _affordable(tensors: Sequence[Array], indices: Sequence[int]) -> list[int]:
-    """Thin out evenly until at most ``MOST_VALUES`` values are left."""
+    """Thin out evenly until at most ``MOST_TENSORS`` with at most ``MOST_VALUES`` values are left."""
     for step in range(1, len(indices) + 1):
         chosen = list(indices[::step])
-        if sum(tensors[index].size for index in chosen) <= MOST_VALUES:
+        if len(chosen) <= MOST_TENSORS and sum(tensors[index].size for index in chosen) <= MOST_VALUES:
             return chosen
     return []

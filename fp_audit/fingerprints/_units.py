@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 
 Indices = NDArray[np.intp]
 
-BALANCING = 20
+BALANCING = 10
 """Rounds in which rows and columns are scaled to equal length."""
 
-REFINING = 6
+REFINING = 3
 """Most rounds in which rows are matched given the columns and columns given the rows."""
+
+SURE = 0.8
+"""Cosine of aligned tensors with which no better alignment is looked for."""
 
 QUANTILES = 64
 """Values that a profile keeps of each kernel position."""
@@ -72,8 +75,8 @@ def balanced(a: NDArray[np.float32]) -> NDArray[np.float32]:
     for _ in range(BALANCING):
         row = _inverse(squares @ column / squares.shape[1])
         column = _inverse(row @ squares / squares.shape[0])
-    factors = np.sqrt(np.outer(row, column)).astype(np.float32)
-    return np.asarray(a * factors[:, :, None])
+    first, second = np.sqrt(row).astype(np.float32), np.sqrt(column).astype(np.float32)
+    return np.asarray(a * first[:, None, None] * second[None, :, None])
 
 
 def _inverse(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -102,8 +105,8 @@ def align(a: Tensor, b: Tensor, rng: np.random.Generator) -> Alignment:
     """Find the counterparts of rows and columns of ``a`` in ``b``, which may have fewer of either.
 
     Rows are first matched by their profiles; then columns by their inner products under the rows' match and rows under
-    the columns', in turn, until nothing moves. The same is done beginning with the columns, and the better end is
-    taken. Each match is an assignment of greatest total product (scipy ``linear_sum_assignment``).
+    the columns', in turn, until nothing moves. Below a cosine of ``SURE`` it is done again, beginning with columns, and
+    the better end is taken. Each match is an assignment of greatest total product (scipy ``linear_sum_assignment``).
 
     Args:
         a: R x C x K.
@@ -115,8 +118,9 @@ def align(a: Tensor, b: Tensor, rng: np.random.Generator) -> Alignment:
     x, y = a.blocks[rows][:, columns], b.blocks[orders[0]][:, orders[1]]
     by_rows = _nearest(a.profiles[0][rows], b.profiles[0][orders[0]])
     by_columns = _nearest(a.profiles[1][columns], b.profiles[1][orders[1]])
-    found = [_refined(x, y, _columns(x, y, by_rows)), _refined(x, y, by_columns)]
-    best = max(found, key=lambda item: item.cosine)
+    best = _refined(x, y, _columns(x, y, by_rows))
+    if best.cosine < SURE:
+        best = max(best, _refined(x, y, by_columns), key=lambda item: item.cosine)
     return Alignment(_through(best.rows, orders[0]), _through(best.columns, orders[1]), best.cosine)
 
 
