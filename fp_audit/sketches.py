@@ -10,9 +10,9 @@ and folded BatchNorm put in. Then
 
 - ``place``   the entries without their row and column means, summed with random signs into 256 buckets (count sketch:
               Charikar, Chen and Farach-Colton, 2002): survives tuning, pruning, quantisation
-- ``rows``    the rows as a set: f_m = sum over rows x of cos(t w_m . x / |x|), w_m random signs. This is the empirical
-              characteristic function at frequencies so high that points which are not the same count as noise;
-              it depends on neither the order of the rows nor their signs
+- ``rows``    the rows as a set: f_m = sum over rows x of cos(t w_m . x), w_m random signs, mean |x| = 1. This is the
+              empirical characteristic function at frequencies so high that points which are not the same count as
+              noise; it depends on neither the order of the rows nor their signs
 - ``columns`` the columns as a set, likewise
 - ``taps``    all kernels (vectors of S numbers) as a set, likewise: the order of rows *and* columns is free. They are
               whitened, scaled to length 1 and weighted by their energy, and t is larger, because the kernels of all
