@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fp_audit.errors import NotApplicable
+from fp_audit.fingerprints._adapted import is_adapter
 from fp_audit.fingerprints.weights import fixed_points_p
 from fp_audit.headers import Layout, Place, Readable, safetensors
 from fp_audit.onnx_headers import onnx
@@ -103,6 +104,8 @@ class Excerpt:
             NotApplicable: the shapes rule out that the model holds the victim's matrices.
             TargetError: the headers are damaged, or a part cannot be had.
         """
+        if is_adapter(dict(zip(fingerprint.facts["names"], fingerprint.arrays.values(), strict=True))):
+            return None  # factors may differ in shape and value where their products are equal
         ours = _Ours(fingerprint)
         while self._unread and not self._suffices(ours):
             path = self._unread.pop(0)

@@ -32,7 +32,7 @@ from fp_audit.errors import VictimError
 from fp_audit.preprocess import Preprocess
 from fp_audit.types import Fingerprint, Null
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 

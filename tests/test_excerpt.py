@@ -34,7 +34,8 @@ def network(seed: int, shapes=SHAPES):
 
 
 def fingerprint(tensors, classes=10):
-    return Fingerprint("weights", {}, {f"tensor{i}": t for i, t in enumerate(tensors.values())}, {"classes": classes})
+    arrays = {f"tensor{i}": t for i, t in enumerate(tensors.values())}
+    return Fingerprint("weights", {}, arrays, {"classes": classes, "names": list(tensors)})
 
 
 def opened(tensors, **more):
@@ -82,6 +83,18 @@ class TestExcerpt:
     def test_no_shape_of_the_victim_s(self):
         with pytest.raises(NotApplicable, match="no weight matrix has a shape of the victim's"):
             judged(network(1, [(50, 30), (20, 50, 3, 3)]))
+
+    def test_adapters_are_left_to_the_whole_method(self):
+        """Factors of another rank may have the same products."""
+        shapes = {f"layers.{i}.q.lora_{side}.weight": size for i in range(6) for side, size in (("A", 0), ("B", 1))}
+
+        def adapter(rank):
+            return {
+                name: np.random.default_rng(rank).normal(size=((64, rank) if b else (rank, 64))).astype(np.float32)
+                for name, b in shapes.items()
+            }
+
+        assert judged(adapter(8), adapter(4)) is None
 
     def test_what_may_be_a_copy_with_fewer_channels_is_not_acquitted(self):
         assert judged({name: value[: len(value) * 3 // 4, :40] for name, value in network(0).items()}) is None
