@@ -2,8 +2,9 @@
 
 The address of the cluster is in ``RAY_ADDRESS``; without it, Ray is started on this machine. Every node has fp-audit
 installed and the victims registered (in ``FP_AUDIT_HOME`` of the caller, else in its own): fingerprints, which are
-confidential, do not travel, and their commitments are compared. It opens suspects in sandboxes of its own, and downloads what comes
-from a hub itself; models in folders must be reachable there under the same path. Results come back to this process.
+confidential, do not travel, and their commitments are compared. It opens suspects in sandboxes of its own, and
+downloads what comes from a hub itself; models in folders must be reachable there under the same path. Results come back
+to this process.
 """
 
 from __future__ import annotations
