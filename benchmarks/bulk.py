@@ -170,6 +170,9 @@ def by_hand(models: Path, queries: dict[str, int]) -> Iterator[float]:
     """Load each model as a script would and ask it as many images; yield the time after each."""
     import torch
 
+    from fp_audit_adapters._torchvision import ensure_torchvision
+
+    ensure_torchvision()
     torch.set_num_threads(cores())
     for path in sorted(models.iterdir()):
         ask = {"onnx": hand_onnx, "hf": hand_hf, "timm": hand_timm}[path.name.rpartition("-")[2]](path)

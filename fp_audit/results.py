@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fp_audit import __version__, archive, plugins, victims
+from fp_audit import __version__, plugins, victims
 from fp_audit.answers import Answers
 from fp_audit.audit import Job, Outcome, hashed
 from fp_audit.engine import versions
@@ -150,10 +150,7 @@ def context(job: Job) -> str:
 
     Limits are not part of it: a model that broke one has no result.
     """
-    committed = {
-        victim.name: victims.commitment(archive.read_json(folder / "victim.json"))
-        for folder, victim in job.victims.items()
-    }
+    committed = {victim.name: victims.committed(folder) for folder, victim in job.victims.items()}
     options = {
         "depth": int(job.depth),
         "alpha": job.alpha,

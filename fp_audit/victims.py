@@ -135,6 +135,16 @@ def commitment(about: Mapping[str, Any]) -> str:
     return sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def committed(where: Path) -> str:
+    """Return the commitment to a victim as it is in a folder now, whatever its file states.
+
+    Raises:
+        VictimError: there is none, or it is damaged.
+    """
+    load(where, ())
+    return commitment(json.loads((where / "victim.json").read_text()))
+
+
 def load(where: Path, methods: Collection[str] | None = None) -> Victim:
     """Read a victim from a folder, with the fingerprints of all methods or of those named.
 

@@ -1,26 +1,26 @@
 """Models on a Ray cluster: a task for each, placed, retried and moved off lost nodes by Ray itself.
 
 The address of the cluster is in ``RAY_ADDRESS``; without it, Ray is started on this machine. Every node has fp-audit
-installed, opens suspects in sandboxes of its own, and downloads what comes from a hub itself; models in folders must be
-reachable there under the same path. Victims travel with the job. Results come back to this process, which keeps them.
+installed and the victims registered (in ``FP_AUDIT_HOME`` of the caller, else in its own): fingerprints, which are
+confidential, do not travel, and their commitments are compared. It opens suspects in sandboxes of its own, and
+downloads what comes from a hub itself; models in folders must be reachable there under the same path. Results come back
+to this process.
 """
 
 from __future__ import annotations
 
-import atexit
 import os
-from collections.abc import Iterable, Iterator
+import socket
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
 from fp_audit import audit, victims
 from fp_audit.audit import Job, Outcome
 from fp_audit.engine import cores
-from fp_audit.errors import UsageError
+from fp_audit.errors import UsageError, VictimError
 from fp_audit.sandbox import Sandbox
 from fp_audit.targets import Located
 from fp_audit.types import Skipped
@@ -41,8 +41,11 @@ def run(located: Iterable[Located | Skipped], job: Job, *, jobs: int | None = No
         UsageError: Ray is not installed, or the cluster cannot be reached.
     """
     with _connected(jobs) as ray:
-        task = ray.remote(_examine).options(num_cpus=1, max_retries=RETRIES, name="fp-audit")
-        shared, scan = ray.put(replace(job, load=replace(job.load, threads=job.load.threads or 1))), uuid4().hex
+        settings = {"num_cpus": 1, "max_retries": RETRIES, "name": "fp-audit", "runtime_env": {"env_vars": _home()}}
+        task = ray.remote(_examine).options(**settings)
+        committed = {victim.name: victims.committed(folder) for folder, victim in job.victims.items()}
+        here = replace(job, victims={}, load=replace(job.load, threads=job.load.threads or 1))
+        shared = ray.put(_Order(uuid4().hex, here, committed))
         most = jobs or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # a node that becomes free need not wait
         pending: dict[Any, Located] = {}
         for item in located:
@@ -51,7 +54,7 @@ def run(located: Iterable[Located | Skipped], job: Job, *, jobs: int | None = No
                 continue
             if len(pending) == most:
                 yield _next(ray, pending)
-            pending[task.remote(_absolute(item), shared, scan)] = item
+            pending[task.remote(_absolute(item), shared)] = item
         while pending:
             yield _next(ray, pending)
 
@@ -65,7 +68,16 @@ def _next(ray: Any, pending: dict[Any, Located]) -> Outcome | Skipped:  # noqa: 
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return Skipped(item.artifact.target, f"the cluster lost it {RETRIES + 1} times: {lines[0]}")
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UsageError):
+            raise UsageError(f"--engine ray: on a node: {error.cause}") from None
+        raise
     return outcome
+
+
+def _home() -> dict[str, str]:
+    """Return the environment that nodes need beyond their own."""
+    return {"FP_AUDIT_HOME": str(victims.home())} if "FP_AUDIT_HOME" in os.environ else {}
 
 
 def _absolute(item: Located) -> Located:
@@ -87,8 +99,9 @@ def _connected(jobs: int | None) -> Iterator[Any]:
         return
     ours = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": jobs or cores(), "include_dashboard": False}
     try:
+        _knock(os.environ.get("RAY_ADDRESS", ""))
         ray.init(log_to_driver=False, logging_level="ERROR", **ours)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UsageError(f"--engine ray: no cluster can be reached: {reason}") from None
     try:
@@ -97,33 +110,50 @@ def _connected(jobs: int | None) -> Iterator[Any]:
         ray.shutdown()
 
 
-_HERE: dict[str, _Node] = {}
-"""In a worker process: the scan that it works for."""
+def _knock(address: str) -> None:
+    """Find out at once whether anybody listens at ``host:port``: Ray itself would try for ten minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10.0).close()
 
 
-def _examine(item: Located, job: Job, scan: str) -> Outcome | Skipped:
+@dataclass(frozen=True)
+class _Order:
+    """What travels to the nodes, once."""
+
+    scan: str
+    """Name of the scan."""
+    job: Job
+    """Without victims."""
+    committed: Mapping[str, str]
+    """Name of each victim -> its commitment."""
+
+
+_HERE: dict[str, tuple[Job, Sandbox]] = {}
+"""In a worker process: the scan that it works for, and the sandbox with its warm servers."""
+
+
+def _examine(item: Located, order: _Order) -> Outcome | Skipped:
     """On a node: examine one model."""
-    if scan not in _HERE:
+    if order.scan not in _HERE:
         while _HERE:
-            _HERE.popitem()[1].close()
-        _HERE[scan] = _Node(job)
-        atexit.register(_HERE[scan].close)
-    here = _HERE[scan]
-    return audit.examine(item, here.job, here.sandbox)
+            _HERE.popitem()[1][1].close()
+        _HERE[order.scan] = _settled(order), Sandbox(order.job.limits)
+    return audit.examine(item, *_HERE[order.scan])
 
 
-class _Node:
-    """What a worker process keeps between models: a sandbox with its warm servers, and the victims as files."""
+def _settled(order: _Order) -> Job:
+    """Return the job with the victims of this node.
 
-    def __init__(self, job: Job) -> None:
-        self._folder = TemporaryDirectory(prefix="fp-audit-", ignore_cleanup_errors=True)
-        copies = {Path(self._folder.name) / victim.name: victim for victim in job.victims.values()}
-        for path, victim in copies.items():
-            victims.save(victim, path)
-        self.job = replace(job, victims=copies)
-        self.sandbox = Sandbox(job.limits)
-
-    def close(self) -> None:
-        """End the servers and delete the victims."""
-        self.sandbox.close()
-        self._folder.cleanup()
+    Raises:
+        VictimError: one is not registered here, or is another one.
+    """
+    folders = [victims.folder(name) for name in order.committed]
+    for folder in folders:
+        if victims.committed(folder) != order.committed[folder.name]:
+            raise VictimError(f"{folder.name} is not the victim that is scanned for: import it here")
+    return replace(order.job, victims={folder: victims.load(folder) for folder in folders})

@@ -85,7 +85,7 @@ class TestDefaults:
     @pytest.mark.parametrize(
         ("text", "says"),
         [
-            ("dept = 'weights'", "unknown key 'dept': expected ignore or one of alpha, baseline, depth"),
+            ("dept = 'weights'", "unknown key 'dept': expected ignore or one of alpha, base, baseline, depth"),
             ("resume = true", "unknown key 'resume'"),
             ("help = true", "unknown key 'help'"),
             ("depth = 3", "depth = 3: expected text"),
