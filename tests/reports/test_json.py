@@ -46,7 +46,11 @@ def test_the_keys_are_those_of_the_design():
     assert one["evidence"][0]["access"] == "queries"
     assert one["evidence"][1]["null"] is None
     assert one["cost"] == {
-        **{"bytes_read": 432000, "queries": 200, "seconds": 0.8, "requests": 3, "bytes_avoided": 9},
+        "bytes_read": 432000,
+        "queries": 200,
+        "seconds": 0.8,
+        "requests": 3,
+        "bytes_avoided": 9,
         "examined": None,
     }
     assert got["skipped"] == [{"target": "b", "reason": "why"}]
