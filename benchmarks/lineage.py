@@ -203,6 +203,9 @@ def cuts(root):
 
 
 def language_model(seed):
+    from fp_audit_adapters._torchvision import ensure_torchvision
+
+    ensure_torchvision()
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(seed)
