@@ -235,6 +235,13 @@ class TestAdapters:
             other[:common] = a[:common]
             assert overlap((a, b), (other, b)).p_value > 0.05
 
+    def test_adapters_that_only_started_from_one_seed_are_not_alike(self):
+        ours, rest = lora(1), lora(2)
+        theirs = {name: ours[name] if "lora_A" in name else rest[name] for name in ours}
+        score = scored(ours, theirs)
+        assert score.detail["shared"] == pytest.approx(1)
+        assert score.p_value == 1
+
     @pytest.mark.parametrize("noise", [0.0, 0.1])
     def test_a_copy_is_found(self, noise):
         score = scored(lora(1), turned(lora(1), 2, noise))
@@ -256,8 +263,9 @@ class TestAdapters:
 
     @pytest.mark.filterwarnings("error")
     def test_factors_that_are_no_numbers_match_nothing(self):
-        with pytest.raises(NotApplicable, match="no weight in common"):
-            scored(lora(1), {name: value * np.nan for name, value in lora(1).items()})
+        for factor in (np.nan, 0.0):
+            with pytest.raises(NotApplicable, match="no weight in common"):
+                scored(lora(1), {name: value * factor for name, value in lora(1).items()})
 
 
 def model(seed, shapes=((32, 24), (32, 32), (16, 32))):
