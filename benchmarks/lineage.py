@@ -157,8 +157,8 @@ def verdict(name, a, b, base=None):
     """Compare two folders the way a user does."""
     options = ScanOptions(depth=Access.WEIGHTS, base=base and str(base))
     (item,) = compare(str(a), str(b), options=options)
-    said = f"skipped       {item.reason}" if isinstance(item, Skipped) else f"{item.verdict:15}{item.reason}"
-    print(f"  {name:34}{said}", flush=True)
+    said = f"skipped          {item.reason}" if isinstance(item, Skipped) else f"{item.verdict:17}{item.reason}"
+    print(f"  {name:42}{said}", flush=True)
 
 
 def copies(root):
@@ -203,6 +203,9 @@ def cuts(root):
 
 
 def language_model(seed):
+    from fp_audit_adapters._torchvision import ensure_torchvision
+
+    ensure_torchvision()
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(seed)

@@ -25,6 +25,9 @@ GRANTED = 0.5
 MATCHED = 1e-3
 """p-value at which an update is counted as matched in the report."""
 
+ALIKE = 0.5
+"""Cosine of the products below which adapters are not alike, whatever directions they share."""
+
 LEAST_SMALLER = 4
 """The input must be this many times the rank: else any two adapters overlap."""
 
@@ -103,7 +106,8 @@ def overlap(ours: Pair, theirs: Pair) -> Overlap | None:
     the other one, so that its directions are uniformly distributed, and training turns at most half of them
     (``GRANTED``) to common ones, which the data ask for. The squared projection of a random unit vector of R^d on r
     given dimensions is Beta(r/2, (d - r)/2). If the mean over r directions is m, less the granted half at least one
-    of them has 2 m - 1 or more, and the union over r gives ``p = r P(Beta >= 2 m - 1)``.
+    of them has 2 m - 1 or more, and the union over r gives ``p = r P(Beta >= 2 m - 1)``. Many people train with one
+    seed, and A stays near its start: where the cosine of the products is below ``ALIKE``, p is 1.
 
     Returns:
         None where shapes differ, a product is zero, or the rank is too large to tell (``LEAST_SMALLER``).
@@ -120,9 +124,9 @@ def overlap(ours: Pair, theirs: Pair) -> Overlap | None:
         return None
     shared = float(np.square(left @ right.T).sum()) / fewer
     excess = min(max(0.0, (shared - GRANTED) / (1 - GRANTED)), 1.0)
-    p = fewer * float(betaincc(rank / 2, (size - rank) / 2, excess))
     cosine = float(((mine.T @ its) * (left @ right.T)).sum())
     cosine /= float(np.linalg.norm(mine) * np.linalg.norm(its))
+    p = 1.0 if cosine < ALIKE else fewer * float(betaincc(rank / 2, (size - rank) / 2, excess))
     return Overlap(min(1.0, max(p, float(np.finfo(float).tiny))), cosine, shared)
 
 
@@ -133,4 +137,5 @@ def _svd(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray
         return None
     _, values, directions = np.linalg.svd(a, full_matrices=False)
     kept = directions[values > values[0] * 1e-6]
-    return b @ (a @ kept.T), kept
+    product = b @ (a @ kept.T)
+    return (product, kept) if product.any() else None

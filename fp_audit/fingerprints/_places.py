@@ -28,6 +28,8 @@ def places(found: Mapping[str, bool]) -> str:
             blocks[match["stem"].rstrip(".")][int(match["number"])].append(matched)
     texts, whole = [], True
     for stem, numbered in blocks.items():
+        if len(numbered) == 1:
+            continue
         copied = [number for number, matched in sorted(numbered.items()) if 2 * sum(matched) > len(matched)]
         whole = whole and len(copied) == len(numbered)
         texts += [f"{text} of {stem}" for text in ranges(copied)]

@@ -39,6 +39,9 @@ MATCHED = 1e-3
 CERTAIN = 1e-12
 """p-value at which no better counterpart is looked for."""
 
+WHOLE = 0.9
+"""Share of the matrices found in order from which no other order is looked for, if their p-value is ``CERTAIN``."""
+
 TRIED, SAMPLE = 2, 2**12
 """Counterparts of a tensor that are tested, and the values that they are chosen by."""
 
@@ -137,7 +140,7 @@ class Weights(Method):
         return Fingerprint(self.name, {}, arrays, facts)
 
     def _compare(self, fingerprint: Fingerprint, suspect: Subject) -> Score:
-        ours = dict(zip(fingerprint.facts["names"], fingerprint.arrays.values(), strict=True))
+        ours = {name: fingerprint.arrays[f"tensor{place}"] for place, name in enumerate(fingerprint.facts["names"])}
         theirs = {name: np.asarray(value) for name, value in suspect.tensors().items() if _is_weight(value)}
         if is_adapter(ours) or is_adapter(theirs):
             return replace(compare_adapters(ours, theirs), identical=_same_tensors(ours.values(), theirs.values()))
@@ -168,21 +171,22 @@ def compare_tensors(
     by_shape = _by_shape(theirs)
     matches = [_best(tensor, by_shape.get(tensor.shape, []), rows, classes) for tensor in matrices.values()]
     in_order, moved, linked = merged([match.p_value for match in matches]), dict[int, Relabelled](), False
-    if in_order > CERTAIN:
+    whole = sum(match.p_value <= MATCHED for match in matches) >= WHOLE * len(matches)
+    if in_order > CERTAIN or not whole:
         moved = relabelled(list(matrices.values()), [tensor for tensor in theirs if tensor.ndim >= 2], rng)
         linked = any(item.units for item in moved.values())
         if not linked and not any(tensor.shape in by_shape for tensor in matrices.values()):
             raise NotApplicable("no weight matrix has a shape of the victim's")
     anew = merged([item.p_value for item in moved.values()]) if linked else 1.0
     p = min(1.0, 2 * min(in_order, anew)) if linked or in_order <= CERTAIN else in_order
-    detail, value = _described(matrices, matches, moved if anew < in_order else {})
+    detail, value = _described(matrices, matches, moved if anew <= MATCHED else {})
     return Score(value, p_value=p, identical=_same_tensors(ours.values(), theirs), detail=detail)
 
 
 def _described(
     matrices: Mapping[str, Array], matches: Sequence[TensorMatch], moved: Mapping[int, Relabelled]
 ) -> tuple[dict[str, Any], float]:
-    """Return the detail and the value of a score; ``moved`` is empty unless it explains more than the same order."""
+    """Return the detail and the value of a score; ``moved`` is empty unless another order is evidence."""
     layers = [_layer(name, match, moved.get(i)) for i, (name, match) in enumerate(zip(matrices, matches, strict=True))]
     matched = [layer for layer in layers if layer["matched"]]
     links = [moved[i] for i, layer in enumerate(layers) if layer["relabelled"]]
@@ -195,7 +199,7 @@ def _described(
     pairs = [(ours, theirs) for ours, theirs, _ in in_order[:DESCRIBED]]
     detail = {
         "kind": "weight matrices",
-        "manner": "hidden units in another order or scale" if links else "row by row",
+        "manner": f"{len(links)} of them with hidden units in another order or scale" if links else "row by row",
         "matrices": len(layers),
         "matched": len(matched),
         "relabelled": len(links),

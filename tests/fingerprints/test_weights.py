@@ -1,5 +1,6 @@
 """Weights: the bound by simulation, a slow loop as an oracle, and what must and must not be found."""
 
+from dataclasses import replace
 from math import factorial
 
 import numpy as np
@@ -306,3 +307,12 @@ def test_constant_matrices_match_nothing():
 def test_weights_that_are_no_numbers_are_no_evidence():
     score = compared(VICTIM, {name: np.full_like(value, np.nan) for name, value in VICTIM.items()})
     assert (score.p_value, score.value) == (1.0, 0.0)
+
+
+def test_names_stay_with_their_tensors_whatever_the_order_they_were_stored_in():
+    ours = {f"layers.{i}.weight": np.random.default_rng(i).normal(size=(20, 20)) for i in range(12)}
+    made = Weights().generate(subject(ours), None, seed=0)
+    stored = replace(made, arrays=dict(sorted(made.arrays.items())))
+    theirs = {"a": ours["layers.2.weight"], "b": ours["layers.10.weight"], "c": ours["layers.11.weight"]}
+    score = Weights().compare(stored, subject(theirs))
+    assert score.detail["places"] == "block 2 of layers, blocks 10 to 11 of layers"
