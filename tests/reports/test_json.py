@@ -19,7 +19,7 @@ def finding(target="thief/ftal", verdict=Verdict.DERIVED, victim="digits", p=P):
         Evidence("negatives", Access.QUERIES, 0.93, 1e-300, null, 100, "says the same", {"x": [1, 2]}),
         Evidence("sac", Access.QUERIES, 0.5, None, None, 100),
     )
-    cost = Cost(432000, 200, 0.8, 3, 9)
+    cost = Cost(432000, 200, 0.8, requests=3, bytes_avoided=9)
     return Finding(target, victim, verdict, "it is", "onnx", None, p, p, evidence, cost)
 
 
