@@ -20,6 +20,7 @@ from benchmarks import zoo
 from fp_audit import audit, calibrate, victims
 from fp_audit.metrics import auc
 from fp_audit.registration import Plan, register
+from fp_audit.runners import local
 from fp_audit.sandbox import Limits
 from fp_audit.sources._base import SourceOptions
 from fp_audit.targets import locate
@@ -92,7 +93,7 @@ def examined(made: zoo.Zoo, victim: victims.Victim) -> dict[str, dict[str, tuple
         limits=Limits(wall_seconds=1800, cpu_seconds=3600),
     )
     found = {}
-    for outcome in audit.run(list(locate((str(made.suspects),), SourceOptions())), job, jobs=1):
+    for outcome in local.run(list(locate((str(made.suspects),), SourceOptions())), job, jobs=1):
         assert not isinstance(outcome, Skipped), outcome
         assert outcome.failure is None, outcome.failure
         target = outcome.artifact.target

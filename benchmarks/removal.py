@@ -30,6 +30,7 @@ from fp_audit.attacks._provenance import Provenance
 from fp_audit.engine import top1
 from fp_audit.errors import FpAuditError
 from fp_audit.registration import Plan, register
+from fp_audit.runners import local
 from fp_audit.sandbox import Limits
 from fp_audit.sources._base import SourceOptions
 from fp_audit.targets import locate
@@ -180,7 +181,7 @@ def examined(folder: Path, names: list[str]) -> dict[str, dict[str, float]]:
     job = audit.Job(loaded, depth=Access.GRADIENTS, exhaustive=True, limits=Limits(wall_seconds=1800, cpu_seconds=3600))
     titles = {slug(name): name for name in ATTACKS}
     found = {}
-    for outcome in audit.run(list(locate((str(folder),), SourceOptions())), job, jobs=1):
+    for outcome in local.run(list(locate((str(folder),), SourceOptions())), job, jobs=1):
         if isinstance(outcome, Skipped):
             print(f"{outcome.target}: {outcome.reason}")
             continue

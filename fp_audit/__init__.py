@@ -8,11 +8,15 @@ Start reading here:
 
 - ``scanning``       what a caller asks for: ``scan``, ``compare``
 - ``audit``          the driver: one model down the access ladder, all outcomes to verdicts
+- ``excerpt``        what headers and a few rows, read where they lie, tell about a model's weights
 - ``registration``   ``register``: fingerprints, independents, nulls
 - ``attacking``      ``attack``: surrogates to try the fingerprints on
 - ``stressing``      ``stress``: all attacks against all fingerprints of a victim
 - ``scoring``        ``evaluate``: a ``zoo`` of surrogates and independents, and how often verdicts about it are right
 - ``bundle``         the evidence of a scan in one archive; ``verifying`` judges it again; ``querying`` asks by files
+- ``exporting``     a registered victim in one archive, for pipelines
+- ``sketches``      two kilobytes of a model; ``index`` keeps them, ``indexing`` builds and searches it
+- ``watching``      what is new in accounts of a hub, scanned as it comes; ``webhook`` hears of it
 - ``fingerprints/``  one method a file; ``attacks/`` one attack a file; ``sources/``, ``reports/``, ``cli/`` likewise
 - ``model``          the one interface of all models; ``adapters/fp_audit_adapters`` makes them
 - ``calibrate``      scores to p-values to verdicts

@@ -87,18 +87,18 @@ def settle(opened: BlackBox | Unprepared, probes: Probes | None, known: Preproce
         UsageError: it is unprepared and there are neither probes nor a known convention.
     """
     if not isinstance(opened, Unprepared):
-        return Settled(opened, None, 0)
+        return Settled(opened, None)
     if probes is None and known is not None:
-        return Settled(opened.with_preprocess(known), known, 0)
+        return Settled(opened.with_preprocess(known), known)
     if probes is None:
         raise UsageError("the file does not say how images are preprocessed: pass --data to find out, or --preprocess")
     images = as_images(probes.pixels)
     if known is not None:
-        model = Memoised(opened.with_preprocess(known))
+        model = Memoised.of(opened.with_preprocess(known))
         if _fit(model, images, probes)[0] >= NEARLY * probes.accuracy:
-            return Settled(model, known, 0)
+            return Settled(model, known)
     tried = [
-        (preprocess, Memoised(opened.with_preprocess(preprocess))) for preprocess in candidates(opened.spec.channels)
+        (preprocess, Memoised.of(opened.with_preprocess(preprocess))) for preprocess in candidates(opened.spec.channels)
     ]
     fits = [_fit(model, images, probes) for _, model in tried]
     best = max(reached for reached, _ in fits)
@@ -109,7 +109,7 @@ def settle(opened: BlackBox | Unprepared, probes: Probes | None, known: Preproce
         return reached >= enough, float(np.nan_to_num(likely, nan=-np.inf)) - SURER * (tried[i][0].scale > 1.0)
 
     preprocess, model = tried[max(range(len(tried)), key=rank)]
-    return Settled(model, preprocess, len(images) * (len(tried) - 1 + (known is not None)))
+    return Settled(model, preprocess)
 
 
 def _fit(model: BlackBox, images: Images, probes: Probes) -> tuple[float, float]:
@@ -129,8 +129,6 @@ class Settled:
     model: BlackBox
     preprocess: Preprocess | None
     """None where the file states it."""
-    queries: int
-    """Images that were shown in vain to find out; the model remembers its answers to the probes."""
 
 
 @dataclass(frozen=True)

@@ -1,33 +1,39 @@
 """The driver: for every target and every victim, cheapest access first, until the verdict is decided.
 
-identity (hashes of a listing, in this process) < weights (tensors) < queries (answers): everything that opens a
-suspect happens in a sandboxed child; this process reads listings, JSON and scores.
+identity (hashes of a listing, in this process) < weights (headers and a few rows where they lie, then all tensors) <
+queries (answers): everything that opens a suspect happens in a sandboxed child; this process reads listings, JSON,
+headers, the numbers of an excerpt, and scores. ``examine`` is the unit of work, ``runners`` run many of them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fp_audit import calibrate, plugins
+from fp_audit import calibrate, excerpt, plugins
 from fp_audit.answers import Answers
 from fp_audit.comparison import REPEATS, Comparison, compare
-from fp_audit.engine import cores
-from fp_audit.errors import SandboxCrash, TargetError
+from fp_audit.declared import contradiction
+from fp_audit.errors import NotApplicable, SandboxCrash, TargetError, UnsafeModel
 from fp_audit.methods import restored, rung
 from fp_audit.model import LoadOptions
-from fp_audit.sandbox import Limits, Sandbox
+from fp_audit.sandbox import Child, Limits, Sandbox
 from fp_audit.subject import Subject
-from fp_audit.targets import Located, adapter
+from fp_audit.targets import Located, adapter, only_hashes
 from fp_audit.types import Access, Artifact, Cost, Evidence, Finding, Score, Skipped, Verdict
 from fp_audit.victims import Victim
 from fp_audit.worker import TASK, comparison_from_json, request
 
 LADDER = (Access.WEIGHTS, Access.QUERIES, Access.GRADIENTS)
+
+PAIRS = 10**7
+"""(Model, victim) pairs that no scan exceeds: p <= alpha / PAIRS is decided whatever the other models show. It is not
+the number of the scan at hand, so that what is found out about a model does not depend on what else was scanned."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +49,13 @@ class Job:
     exhaustive: bool = False
     """Go down the whole ladder even when the verdict is decided (for the nulls of a victim)."""
     record: bool = False
-    """Bring back what each model said, and the digests of its files."""
+    """Bring back what each model said."""
+    digests: bool = False
+    """Bring back the digests of each model's files, taken before it is opened."""
     repeats: int = REPEATS
     """Times that each image is shown to a model that answers at random."""
+    base: Artifact | None = None
+    """The model that victims and suspects may both have been made from, on this disk."""
 
 
 @dataclass(frozen=True)
@@ -64,90 +74,83 @@ class Outcome:
     """By victim, all that the model said to its queries, in its own class order, where ``Job.record`` asks for it."""
 
 
-def run(
-    located: Sequence[Located | Skipped],
-    job: Job,
-    *,
-    jobs: int | None = None,
-) -> Iterator[Outcome | Skipped]:
-    """Examine models, several at a time, and yield each outcome as it comes.
-
-    Args:
-        located: from ``targets.locate``; what is ``Skipped`` already is passed on.
-        job: what to do with each.
-        jobs: models at a time; by default as many as there are cores.
-    """
-    models = [item for item in located if isinstance(item, Located)]
-    pairs = max(1, len(models) * len(job.victims))
-    yield from (item for item in located if isinstance(item, Skipped))
-    if not models:
-        return
-    workers = max(1, min(jobs or cores(), len(models)))
-    threads = job.load.threads or max(1, cores() // workers)
-    job = replace(job, load=replace(job.load, threads=threads))
-    with Sandbox(job.limits) as sandbox:
-        _warm(sandbox, models, job)
-        pool = ThreadPoolExecutor(workers)
-        try:
-            for future in as_completed([pool.submit(examine, item, job, sandbox, pairs) for item in models]):
-                yield future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _warm(sandbox: Sandbox, models: Sequence[Located], job: Job) -> None:
-    """Start the servers that the targets will surely need, so that they import while files are hashed."""
-    access = min(job.depth, Access.QUERIES)
-    if access > Access.IDENTITY:
-        for name in {item.artifact.adapter for item in models}:
-            sandbox.warm(preload(name, access))
-
-
+@cache
 def preload(adapter_name: str, access: Access) -> tuple[str, ...]:
-    """Name what a child needs, our own modules included: what the server has imported no child imports again."""
+    """Name what a child needs for this access and those below, our own modules included.
+
+    What the server has imported no child imports again.
+    """
     kind = adapter(adapter_name)
-    every = plugins.load_all("fingerprints").values()
-    ours = {method.__module__ for method in every if access in (method.suspect_access, method.suspect_gain)}
-    return (*kind.preload[access], type(kind).__module__, *sorted(ours), "fp_audit.worker")
+    libraries = (name for step in LADDER if step <= access for name in kind.preload.get(step, ()))
+    methods = plugins.load_all("fingerprints").values()
+    ours = {method.__module__ for method in methods if Access.IDENTITY < method.suspect_access <= access}
+    return tuple(dict.fromkeys((*libraries, type(kind).__module__, *sorted(ours), "fp_audit.worker")))
 
 
-def examine(item: Located, job: Job, sandbox: Sandbox, pairs: int) -> Outcome | Skipped:
+def lowest(adapter_name: str, job: Job) -> Access | None:
+    """Return the access at the bottom of the ladder for models of this adapter; None if no child is needed."""
+    gives = adapter(adapter_name).gives
+    allowed = [step for step in LADDER if step <= job.depth]
+    used = (step for victim in job.victims.values() for step in allowed if methods_for(victim, step, job.depth, gives))
+    return max(used, default=None)
+
+
+def examine(item: Located, job: Job, sandbox: Sandbox, pairs: int = PAIRS) -> Outcome | Skipped:
     """Take one model down the ladder against all victims.
 
     Args:
         item: the model.
         job: what to do.
-        sandbox: opens it.
-        pairs: number of (model, victim) pairs of the scan; p <= alpha / pairs is decided whatever the others show.
+        sandbox: opens it, in one child for all rungs.
+        pairs: number of (model, victim) pairs; p <= alpha / pairs is decided whatever the others show.
     """
+    with ExitStack() as held:
+        state = _State(item, item.artifact, dict.fromkeys(job.victims, ()), {path: {} for path in job.victims}, held)
+        held.callback(lambda: item.source.release(state.artifact))
+        return _examined(item, job, sandbox, pairs, state)
+
+
+def _examined(item: Located, job: Job, sandbox: Sandbox, pairs: int, state: _State) -> Outcome | Skipped:
     start = time.monotonic()
-    state = _State(item.artifact, dict.fromkeys(job.victims, ()), {path: {} for path in job.victims})
     try:
-        subject = Subject.of_artifact(item.artifact, adapter(item.artifact.adapter), job.load)
+        if job.digests:
+            state.artifact = hashed(item.artifact)
+        subject = Subject.of_artifact(state.artifact, adapter(item.artifact.adapter), job.load)
         for path, victim in job.victims.items():
             names = methods_for(victim, Access.IDENTITY, job.depth, state.gives)
             state.add(path, victim, compare(subject, victim, names, Access.IDENTITY), Access.IDENTITY)
+        if only_hashes(item.artifact) and not state.decided(job, pairs, all):
+            raise UnsafeModel(adapter(item.artifact.adapter).lacking(item.artifact))
         for access in LADDER:
             wanted = state.undecided(job, access, pairs)
+            if wanted and access == Access.WEIGHTS and not job.exhaustive and job.base is None:
+                state.glance(job, wanted, pairs)
+                wanted = state.undecided(job, access, pairs)
             if wanted:
                 if not state.opened:
-                    state.fetch(item)
+                    state.fetch()
                 state.descend(job, sandbox, access, wanted)
     except TargetError as error:
-        if state.opened:
+        if state.opened or state.decided(job, pairs, any):
             state.failure = str(error)
         else:
             return Skipped(item.artifact.target, str(error))
-    return state.outcome(job, time.monotonic() - start)
+    return state.outcome(job, time.monotonic() - start - state.waited)
 
 
 @dataclass
 class _State:
     """What is known about one model while it is examined."""
 
+    item: Located
     artifact: Artifact
     evidence: dict[Path, tuple[Evidence, ...]]
     silent: dict[Path, dict[str, str]]
+    held: ExitStack
+    """Ends the child."""
+    child: Child | None = None
+    waited: float = 0.0
+    """Seconds until a child could be had."""
     opened: bool = False
     """Whether a child has read the model: before that a failure means that nothing was examined."""
     failure: str | None = None
@@ -170,6 +173,10 @@ class _State:
             before = self.answers.get(victim.name)
             self.answers[victim.name] = before.joined(comparison.answers) if before else comparison.answers
 
+    def decided(self, job: Job, pairs: int, how_many: Callable[[Iterable[bool]], bool]) -> bool:
+        """Whether ``all`` or ``any`` of the victims are decided."""
+        return how_many(_decided(found, job.alpha / pairs) for found in self.evidence.values())
+
     def undecided(self, job: Job, access: Access, pairs: int) -> dict[Path, list[str]]:
         """Return, for each victim that is not decided, its methods of this access."""
         if access > job.depth:
@@ -179,22 +186,48 @@ class _State:
             for path, victim in job.victims.items()
             if job.exhaustive or not _decided(self.evidence[path], job.alpha / pairs)
         }
-        wanted = {path: methods_for(victim, access, job.depth, self.gives) for path, victim in open_.items()}
+        wanted = {
+            path: [name for name in methods_for(victim, access, job.depth, self.gives) if name not in self.silent[path]]
+            for path, victim in open_.items()
+        }
         return {path: methods for path, methods in wanted.items() if methods}
 
-    def fetch(self, item: Located) -> None:
+    def glance(self, job: Job, wanted: dict[Path, list[str]], pairs: int) -> None:
+        """Judge weights without a download, as far as headers and an excerpt decide; the rest stays open.
+
+        With references that are related to the victim shared weights convict nobody: then nothing is read.
+        """
+        files = self.item.source.parts(self.artifact)
+        if files is None:
+            return
+        seen = excerpt.Excerpt(files)
+        for path, names in wanted.items():
+            victim, null = job.victims[path], job.victims[path].null(excerpt.METHOD)
+            if excerpt.METHOD not in names or (null is not None and null.related):
+                continue
+            try:
+                score = seen.compare(
+                    victim.fingerprints[excerpt.METHOD], job.alpha / pairs / (len(self.evidence[path]) + 1)
+                )
+            except NotApplicable as error:
+                self.silent[path][excerpt.METHOD] = str(error)
+            except TargetError:
+                return  # the download meets the same error, or reads what could not be read in parts
+            else:
+                if score is not None:
+                    self.evidence[path] += (excerpt.evidence(score),)
+
+    def fetch(self) -> None:
         """Make the files local; a child has another working directory, so their folder becomes absolute."""
-        fetched = item.source.fetch(self.artifact)
+        fetched = self.item.source.fetch(self.artifact)
         self.artifact = replace(fetched, root=Path(fetched.root or ".").absolute())
 
     def descend(self, job: Job, sandbox: Sandbox, access: Access, wanted: dict[Path, list[str]]) -> None:
-        """Compare in a child."""
-        modules = preload(self.artifact.adapter, access)
-        readable = [*self.artifact.local_files(), *wanted]
-        with sandbox.child(TASK, modules, readable=readable, gpu=job.load.device != "cpu") as child:
-            answer = child.call(
-                request(self.artifact, job.load, access, wanted, record=job.record, repeats=job.repeats)
-            )
+        """Compare in the child."""
+        child = self.child or self._start(job, sandbox)
+        answer = child.call(
+            request(self.artifact, job.load, access, wanted, record=job.record, repeats=job.repeats, base=job.base)
+        )
         self.opened = True
         try:
             for path in wanted:
@@ -202,19 +235,35 @@ class _State:
         except (KeyError, TypeError, ValueError) as error:
             raise SandboxCrash(f"the process that had it open sent a malformed answer ({error})") from None
 
+    def _start(self, job: Job, sandbox: Sandbox) -> Child:
+        """Fork the child that opens the model, for all rungs: model, victims and answers stay in its memory."""
+        modules = preload(self.artifact.adapter, lowest(self.artifact.adapter, job) or job.depth)
+        readable, asked = [*self.artifact.local_files(), *job.victims], time.monotonic()
+        if job.base is not None:
+            modules = (*modules, *preload(job.base.adapter, Access.WEIGHTS))
+            readable += job.base.local_files()
+        child = sandbox.child(TASK, modules, readable=readable, gpu=job.load.device != "cpu")
+        self.child, self.waited = self.held.enter_context(child), time.monotonic() - asked
+        return child
+
     def outcome(self, job: Job, seconds: float) -> Outcome:
-        size = sum(file.size for file in self.artifact.files) if self.artifact.root is not None else 0
+        size = sum(file.size for file in self.artifact.files)
+        spent = self.item.source.spent(self.artifact)
+        local = self.artifact.root is not None
+        read = max(size, spent.bytes) if local else spent.bytes
+        avoided = 0 if local else max(0, size - spent.bytes)
+        cost = Cost(read, self.queries, seconds, requests=spent.requests, bytes_avoided=avoided)
         return Outcome(
-            _hashed(self.artifact) if job.record else self.artifact,
+            hashed(self.artifact) if job.digests else self.artifact,
             {job.victims[path].name: found for path, found in self.evidence.items()},
             {job.victims[path].name: why for path, why in self.silent.items()},
             self.failure,
-            Cost(size, self.queries, seconds),
+            cost,
             self.answers,
         )
 
 
-def _hashed(artifact: Artifact) -> Artifact:
+def hashed(artifact: Artifact) -> Artifact:
     """Return the artifact with the digests of all its files, as far as they are on this machine."""
     subject = Subject(files=artifact.files, root=artifact.root)
     return replace(artifact, files=tuple(subject.hashed(file) for file in artifact.files))
@@ -228,7 +277,9 @@ def methods_for(victim: Victim, access: Access, depth: Access, gives: Collection
 
 def _decided(evidence: tuple[Evidence, ...], bound: float) -> bool:
     return any(
-        item.detail.get("identical") or (item.p_value is not None and item.p_value <= bound / len(evidence))
+        item.detail.get("identical")
+        or "base" in item.detail
+        or (item.p_value is not None and item.p_value <= bound / len(evidence))
         for item in evidence
     )
 
@@ -256,16 +307,37 @@ def evidence_of(name: str, score: Score, victim: Victim, detail: Mapping[str, An
     )
 
 
-def conclude(outcomes: Sequence[Outcome], alpha: float) -> list[Finding]:
-    """Judge all outcomes of a scan together: combined p-values, q-values, verdicts."""
-    rows = [(outcome, victim, found) for outcome in outcomes for victim, found in outcome.evidence.items()]
-    p_values = [_combined(found) for _, _, found in rows]
-    tested = [p for p in p_values if p is not None]
+def conclude(outcomes: Iterable[Outcome], alpha: float, sources: Mapping[str, str] | None = None) -> list[Finding]:
+    """Judge all outcomes of a scan together: combined p-values, q-values, verdicts; arguments as for ``judged``."""
+    held = list(outcomes)
+    return list(judged(held, [p_values(outcome) for outcome in held], alpha, sources or {}))
+
+
+def judged(
+    outcomes: Iterable[Outcome],
+    p_of: Sequence[Mapping[str, float | None]],
+    alpha: float,
+    sources: Mapping[str, str],
+) -> Iterator[Finding]:
+    """Judge outcomes whose p-values are known, one after the other: only one of them needs to be in memory.
+
+    Args:
+        outcomes: of a scan.
+        p_of: ``p_values`` of each.
+        alpha: share of false discoveries to accept among ``derived``.
+        sources: by victim, what it was registered from; what cards declare is held against it.
+    """
+    tested = [p for each in p_of for p in each.values() if p is not None]
     q_values = iter(calibrate.q_values(tested) if tested else [])
-    return [
-        _finding(outcome, victim, p, next(q_values) if p is not None else None, alpha)
-        for (outcome, victim, _), p in zip(rows, p_values, strict=True)
-    ]
+    for outcome, each in zip(outcomes, p_of, strict=True):
+        for victim, p in each.items():
+            found = _finding(outcome, victim, p, next(q_values) if p is not None else None, alpha)
+            yield _declared(found, outcome, sources)
+
+
+def p_values(outcome: Outcome) -> dict[str, float | None]:
+    """Return the combined p-value of a model for each victim, not corrected for others; None where nothing voted."""
+    return {victim: _combined(found) for victim, found in outcome.evidence.items()}
 
 
 def _combined(evidence: Sequence[Evidence]) -> float | None:
@@ -287,7 +359,7 @@ def _finding(outcome: Outcome, victim: str, p: float | None, q: float | None, al
         target=artifact.target,
         victim=victim,
         verdict=verdict,
-        reason=reason + _at_random(evidence),
+        reason=reason + _at_random(evidence) + _unrun(artifact, verdict),
         adapter=artifact.adapter,
         revision=artifact.revision,
         p_value=p,
@@ -295,6 +367,12 @@ def _finding(outcome: Outcome, victim: str, p: float | None, q: float | None, al
         evidence=evidence,
         cost=outcome.cost,
     )
+
+
+def _declared(finding: Finding, outcome: Outcome, sources: Mapping[str, str]) -> Finding:
+    """Say where the model's card tells another story."""
+    told = contradiction(finding.verdict, finding.target, outcome.artifact.declared, sources.get(finding.victim))
+    return replace(finding, declared=told)
 
 
 def _reason(verdict: Verdict, evidence: Sequence[Evidence], silent: Mapping[str, str], failure: str | None) -> str:
@@ -309,6 +387,12 @@ def _reason(verdict: Verdict, evidence: Sequence[Evidence], silent: Mapping[str,
     if verdict == Verdict.INDEPENDENT and not any(item.access >= Access.QUERIES for item in voting):
         return f"{voting[0].statement}; whether it learned from the victim's answers was not judged"
     return voting[0].statement
+
+
+def _unrun(artifact: Artifact, verdict: Verdict) -> str:
+    """Say why a model was not asked, where it cannot be and its weights settled nothing."""
+    settled = verdict in (Verdict.IDENTICAL, Verdict.DERIVED)
+    return "" if artifact.unrun is None or settled else f" (only its weights were read: {artifact.unrun})"
 
 
 def _at_random(evidence: Sequence[Evidence]) -> str:

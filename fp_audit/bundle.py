@@ -91,6 +91,7 @@ def _suspect(outcome: Outcome) -> dict[str, Any]:
         "adapter": artifact.adapter,
         "revision": artifact.revision,
         "files": [asdict(file) for file in artifact.files],
+        "declared": artifact.declared,
         "failure": outcome.failure,
         "silent": {victim: dict(reasons) for victim, reasons in outcome.silent.items()},
     }

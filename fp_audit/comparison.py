@@ -13,7 +13,7 @@ from fp_audit.answers import Answers, Recorded
 from fp_audit.errors import NotApplicable, Unanswered
 from fp_audit.fingerprints._base import Method
 from fp_audit.methods import restored
-from fp_audit.model import HIDDEN, Averaged, BlackBox, Counted, Memoised, as_images, cut
+from fp_audit.model import HIDDEN, Averaged, BlackBox, Memoised, as_images, cut, memoised
 from fp_audit.subject import Subject
 from fp_audit.types import Access, Score
 from fp_audit.victims import Victim
@@ -73,11 +73,12 @@ def compare(
         return Comparison({}, {})
     if access < Access.QUERIES:
         return _run(methods, victim, subject, subject)
-    settled = settle(subject.opened(), victim.probes, victim.preprocess)
-    counted = Counted(settled.model)
-    remembered = Memoised(counted)
-    changes = changed_answers(remembered, counted, victim, names) if repeats > 1 else 0.0
-    steady = Memoised(Averaged(counted, repeats)) if changes else remembered
+    opened = memoised(subject.opened())
+    before = opened.queries
+    settled = settle(opened, victim.probes, victim.preprocess)
+    remembered = Memoised.of(settled.model)
+    changes = changed_answers(remembered, remembered.fresh, victim, names) if repeats > 1 else 0.0
+    steady = Memoised(Averaged(remembered.fresh, repeats)) if changes else remembered
     recorded = Recorded(steady)
     if settled.preprocess is not None:
         subject = subject.prepared(settled.preprocess)
@@ -91,8 +92,8 @@ def compare(
     if changes:
         detail["random"] = {"changed": changes, "repeats": repeats}
     done = _run(methods, victim, view, aligned)
-    queries, answers = settled.queries + counted.queries, recorded.answers if record else None
-    return Comparison(done.scores, done.silent, queries, detail, answers)
+    answers = recorded.answers if record else None
+    return Comparison(done.scores, done.silent, opened.queries - before, detail, answers)
 
 
 def changed_answers(model: BlackBox, again: BlackBox, victim: Victim, names: Collection[str]) -> float:

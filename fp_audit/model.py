@@ -118,6 +118,8 @@ class Adapter(ABC):
     """Modules that a process must have imported to give this access quickly."""
     gives: ClassVar[frozenset[Access]] = frozenset(Access)
     """The accesses that its files can give: not all where they hold what a model said and not the model."""
+    fallback: ClassVar[bool] = False
+    """Whether it claims what other adapters left, or had to skip: then their reason becomes ``Artifact.unrun``."""
 
     @abstractmethod
     def claim(self, listing: Listing, read: Read) -> Iterator[Artifact | Skipped]:
@@ -126,6 +128,11 @@ class Adapter(ABC):
         A model that this adapter recognises but must not or cannot open is ``Skipped`` with the reason.
         ``Artifact.target`` is set with ``target_of``.
         """
+
+    def lacking(self, artifact: Artifact) -> str:
+        """Say why a model's files do not give every access; empty where they do."""
+        del artifact
+        return ""
 
     @abstractmethod
     def tensors(self, artifact: Artifact) -> dict[str, NDArray[Any]]:
@@ -239,18 +246,62 @@ class Averaged(Wrapper):
 
 
 class Memoised(Wrapper):
-    """Asks each distinct batch once: methods that share a query set share its answers."""
+    """Asks each distinct batch once: methods, and victims, that share images share the answers."""
 
     def __init__(self, model: BlackBox) -> None:
         super().__init__(model)
+        self.fresh = Counted(model)
+        """The same model, without the memory."""
         self._answers: dict[bytes, Outputs] = {}
+
+    @classmethod
+    def of(cls, model: BlackBox) -> Memoised:
+        """Give a model a memory, unless it has one."""
+        return model if isinstance(model, Memoised) else cls(model)
+
+    @property
+    def queries(self) -> int:
+        """Images that the model underneath was really asked."""
+        return self.fresh.queries
 
     def predict(self, images: Images) -> Outputs:
         """See ``BlackBox.predict``."""
         key = hashlib.sha256(np.ascontiguousarray(images).data).digest() + repr(images.shape).encode()
         if key not in self._answers:
-            self._answers[key] = self._model.predict(images)
+            self._answers[key] = self.fresh.predict(images)
         return self._answers[key]
+
+
+@final
+class MemoisedUnprepared(Unprepared):
+    """The same for a model whose preprocessing is not known yet: one memory for each that is tried."""
+
+    def __init__(self, model: Unprepared) -> None:
+        self._model = model
+        self._prepared: dict[Preprocess, Memoised] = {}
+
+    @property
+    def spec(self) -> InputSpec:
+        """See ``Unprepared.spec``."""
+        return self._model.spec
+
+    @property
+    def queries(self) -> int:
+        """See ``Memoised.queries``."""
+        return sum(model.queries for model in self._prepared.values())
+
+    def with_preprocess(self, preprocess: Preprocess) -> Memoised:
+        """See ``Unprepared.with_preprocess``."""
+        if preprocess not in self._prepared:
+            self._prepared[preprocess] = Memoised.of(self._model.with_preprocess(preprocess))
+        return self._prepared[preprocess]
+
+
+def memoised(opened: BlackBox | Unprepared) -> Memoised | MemoisedUnprepared:
+    """Give an opened model a memory, unless it has one."""
+    if isinstance(opened, MemoisedUnprepared):
+        return opened
+    return MemoisedUnprepared(opened) if isinstance(opened, Unprepared) else Memoised.of(opened)
 
 
 class Finite(Wrapper):

@@ -82,6 +82,12 @@ def load_all(kind: str) -> dict[str, type[Any]]:
     return {name: load(kind, name) for name in names(kind)}
 
 
+def versions() -> dict[str, str]:
+    """Return where further plugins come from: ``kind name`` -> distribution and version."""
+    points = [(kind, point) for kind in FOLDERS for point in _entry_points(kind)]
+    return {f"{kind} {point.name}": f"{point.dist.name} {point.dist.version}" for kind, point in points if point.dist}
+
+
 @cache
 def _files(kind: str) -> tuple[str, ...]:
     spec = importlib.util.find_spec(FOLDERS[kind])

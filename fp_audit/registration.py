@@ -25,6 +25,7 @@ from fp_audit.fresh import Architecture
 from fp_audit.metrics import accuracy
 from fp_audit.model import HIDDEN, BlackBox, LoadOptions, Memoised, Unprepared, as_images, cut
 from fp_audit.preprocess import Preprocess
+from fp_audit.runners import local
 from fp_audit.sources._base import SourceOptions
 from fp_audit.subject import Subject, file_digests
 from fp_audit.targets import adapter, locate, locate_one
@@ -186,6 +187,9 @@ def _without_data(plan: Plan, opened: _Opened, chosen: list[Method], progress: P
     """Leave out what was not named and cannot be generated: without images nobody finds out a preprocessing."""
     if plan.methods or all(method.victim_access < Access.QUERIES for method in chosen):
         return chosen
+    if Access.QUERIES not in adapter(opened.artifact.adapter).gives:
+        progress(f"only files and weights are registered: {opened.artifact.unrun}", 0.0)
+        return [method for method in chosen if method.victim_access < Access.QUERIES]
     if not isinstance(opened.subject.opened(), Unprepared):
         return chosen
     progress("only files and weights are registered: the file does not state its preprocessing (--preprocess)", 0.0)
@@ -364,7 +368,7 @@ def _given(plan: Plan, victim: Victim, opened: _Opened, progress: Progress) -> l
         victims.save(victim, where)
         load = LoadOptions(device=pick_device(plan.device))
         job = audit.Job({where: victim}, depth=Access.GRADIENTS, load=load, exhaustive=True, record=True)
-        for done, outcome in enumerate(audit.run(located, job)):
+        for done, outcome in enumerate(local.run(located, job)):
             progress("scoring the given references", done / len(located))
             if isinstance(outcome, Skipped) or outcome.failure:
                 reason = outcome.reason if isinstance(outcome, Skipped) else outcome.failure

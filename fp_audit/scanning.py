@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import ceil, inf
+from operator import itemgetter
 from pathlib import Path
+from queue import SimpleQueue
 from tempfile import TemporaryDirectory
-from typing import Any, TypeAlias
+from threading import Thread
+from typing import TypeAlias
 
-from fp_audit import __version__, audit, victims
-from fp_audit.answers import Answers
+from fp_audit import audit, results, victims
 from fp_audit.audit import Job, Outcome
 from fp_audit.comparison import REPEATS
 from fp_audit.engine import Progress, pick_device, silent
 from fp_audit.errors import UsageError
 from fp_audit.model import LoadOptions
 from fp_audit.preprocess import Preprocess
+from fp_audit.results import Results
+from fp_audit.runners import runner
 from fp_audit.sandbox import Limits
 from fp_audit.sources._base import SourceOptions
-from fp_audit.targets import Located, locate
-from fp_audit.types import Access, Artifact, Cost, Evidence, File, Finding, Skipped
+from fp_audit.targets import Located, fetched, locate
+from fp_audit.types import Access, Artifact, Finding, Skipped
 from fp_audit.victims import Victim
 
 _Key: TypeAlias = tuple[str, str | None]
 
 OutcomeSeen = Callable[[Outcome | Skipped, int, int], None]
-"""Told each outcome, how many are done, and how many there are."""
+"""Told each outcome, how many are done, and how many have been listed so far."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,15 @@ class ScanOptions:
     device: str = "cpu"
     preprocess: Preprocess | None = None
     resume: bool = False
+    """Take over what earlier scans found out about the same content in the same way (see ``results``)."""
+    stream: bool = False
+    """Delete what was downloaded for a model when it has been examined."""
+    engine: str = "local"
+    """Who runs it: the cores of this machine (``local``), or a cluster (``ray``)."""
     repeats: int = REPEATS
     """Times that each image is shown to a model that answers at random; 1: do not look whether it does."""
+    base: str | None = None
+    """What victims and suspects may both have been made from: then only what the victims changed in it counts."""
     record: bool = False
     """Run every method on every model, and bring back what it said: ``seen`` finds it in ``Outcome.answers``."""
 
@@ -59,13 +68,14 @@ class ScanOptions:
             raise UsageError(f"--jobs {self.jobs}: expected at least 1")
         if self.repeats < 1:
             raise UsageError(f"--repeats {self.repeats}: expected at least 1")
+        runner(self.engine)
         if not 0 < self.timeout < inf:
             raise UsageError(f"--timeout {self.timeout:g}: expected seconds above 0")
 
     @property
     def sources(self) -> SourceOptions:
         """What sources are told."""
-        return SourceOptions(self.offline, self.max_bytes)
+        return SourceOptions(self.offline, self.max_bytes, self.stream)
 
 
 def scan(
@@ -95,10 +105,10 @@ def scan(
     options = options or ScanOptions()
     wanted = (victim,) if isinstance(victim, str) else tuple(victim)
     loaded = {victims.folder(item.name): item for item in victims.load_named(wanted)}
-    located = list(locate([targets] if isinstance(targets, str) else targets, options.sources))
-    journal = _Journal.of(located, loaded, options)
-    yield from _judged(located, loaded, options, journal, seen)
-    journal.forget()
+    located = locate([targets] if isinstance(targets, str) else targets, options.sources)
+    job = _job(loaded, options)
+    with results.opened(job, recalling=options.resume) as kept:
+        yield from _judged(located, job, options, kept, seen)
 
 
 def compare(
@@ -130,119 +140,133 @@ def compare(
         offline=options.offline,
     )
     victim = registration.build(plan, progress=progress)
-    located = list(locate([b], options.sources))
     with TemporaryDirectory() as folder:
         where = Path(folder) / victim.source.replace("/", "_")
         victims.save(victim, where)
-        yield from _judged(located, {where: victim}, options, _Journal(None), lambda *_: None)
+        job = _job({where: victim}, options)
+        yield from _judged(locate([b], options.sources), job, options, Results(None), lambda *_: None)
+
+
+def _job(loaded: Mapping[Path, Victim], options: ScanOptions) -> Job:
+    load = LoadOptions(device=pick_device(options.device), preprocess=options.preprocess)
+    limits = Limits(wall_seconds=options.timeout, cpu_seconds=4 * ceil(options.timeout))
+    return Job(
+        victims=loaded,
+        depth=options.depth,
+        alpha=options.alpha,
+        load=load,
+        limits=limits,
+        exhaustive=options.record,
+        record=options.record,
+        digests=options.record or options.depth > Access.IDENTITY,
+        repeats=options.repeats,
+        base=None if options.base is None else fetched(options.base, options.sources),
+    )
 
 
 def _judged(
-    located: Sequence[Located | Skipped],
-    loaded: Mapping[Path, Victim],
-    options: ScanOptions,
-    journal: _Journal,
-    seen: OutcomeSeen,
+    located: Iterable[Located | Skipped], job: Job, options: ScanOptions, results: Results, seen: OutcomeSeen
 ) -> Iterator[Finding | Skipped]:
-    load = LoadOptions(device=pick_device(options.device), preprocess=options.preprocess)
-    limits = Limits(wall_seconds=options.timeout, cpu_seconds=4 * ceil(options.timeout))
-    job = Job(loaded, options.depth, options.alpha, load, limits, options.record, options.record, options.repeats)
-    outcomes = [outcome for outcome in map(journal.recall, located) if outcome is not None]
-    for done, outcome in enumerate(outcomes, 1):
-        seen(outcome, done, len(located))
-    pending = [item for item in located if journal.recall(item) is None]
-    for outcome in audit.run(pending, job, jobs=options.jobs):
-        journal.note(outcome)
-        outcomes.append(outcome)
-        seen(outcome, len(outcomes), len(located))
-    place: dict[_Key, int] = {}
-    for index, item in enumerate(located):
-        target, revision = _key(item)
-        place |= {(target, revision): index, (target, None): index}  # what is skipped on the way has no revision
-    outcomes.sort(key=lambda outcome: place[_key(outcome)])
-    yield from audit.conclude([item for item in outcomes if isinstance(item, Outcome)], options.alpha)
-    yield from (item for item in outcomes if isinstance(item, Skipped))
+    """Examine models as they are found, and judge them together when all have been."""
+    listing = _Ahead(located)
+    held = _Held(results, lambda outcome, done: seen(outcome, done, listing.count))
+    for outcome in runner(options.engine)(held.pending(listing), job, jobs=options.jobs):
+        held.take(outcome)
+    sources = {victim.name: victim.source for victim in job.victims.values()}
+    yield from audit.judged(held.outcomes(), held.p_values(), options.alpha, sources)
+    yield from held.skipped()
+
+
+class _Ahead:
+    """Lists models in a thread of its own, so that they are counted while the first of them are examined."""
+
+    def __init__(self, located: Iterable[Located | Skipped]) -> None:
+        self._located, self._stopped = located, False
+        self._found: SimpleQueue[Located | Skipped | BaseException | None] = SimpleQueue()
+        self.count = 0
+        """Models listed so far."""
+
+    def __iter__(self) -> Iterator[Located | Skipped]:
+        Thread(target=self._list, daemon=True).start()
+        try:
+            while (item := self._found.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            self._stopped = True
+
+    def _list(self) -> None:
+        try:
+            for item in self._located:
+                if self._stopped:
+                    return
+                self.count += 1
+                self._found.put(item)
+        except BaseException as error:  # it is raised where the scan was asked for
+            self._found.put(error)
+        self._found.put(None)
+
+
+class _Held:
+    """What was found out so far, in little memory: compressed outcomes, which come out in the order of the listing.
+
+    Args:
+        results: earlier ones, and where new ones are kept.
+        seen: told of each outcome and how many there are.
+    """
+
+    def __init__(self, results: Results, seen: Callable[[Outcome | Skipped, int], None]) -> None:
+        self._results, self._seen = results, seen
+        self._place: dict[_Key, int] = {}
+        self._open: dict[_Key, Artifact] = {}
+        self._outcomes: dict[int, tuple[bytes, Path | None, dict[str, float | None]]] = {}
+        self._skipped: list[tuple[int, Skipped]] = []
+
+    def pending(self, listing: Iterable[Located | Skipped]) -> Iterator[Located | Skipped]:
+        """Pass on the models that must be examined."""
+        for index, item in enumerate(listing):
+            target, revision = key = _key(item)
+            self._place |= {key: index, (target, None): index}  # what is skipped on the way has no revision
+            known = self._results.recall(item.artifact) if isinstance(item, Located) else None
+            if known is not None:
+                self._add(known, results.pack(known))
+                continue
+            if isinstance(item, Located):
+                self._open[target, revision] = item.artifact
+            yield item
+
+    def take(self, outcome: Outcome | Skipped) -> None:
+        """Keep what was just found out, on disk too."""
+        listed = self._open.pop(_key(outcome), None)
+        packed = results.pack(outcome) if isinstance(outcome, Outcome) else b""
+        if isinstance(outcome, Outcome) and listed is not None:
+            self._results.note(listed, outcome, packed)
+        self._add(outcome, packed)
+
+    def _add(self, outcome: Outcome | Skipped, packed: bytes) -> None:
+        place = self._place[_key(outcome)]
+        if isinstance(outcome, Outcome):
+            self._outcomes[place] = packed, outcome.artifact.root, audit.p_values(outcome)
+        else:
+            self._skipped.append((place, outcome))
+        self._seen(outcome, len(self._outcomes) + len(self._skipped))
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Restore the outcomes one after the other."""
+        for _, (packed, root, _) in sorted(self._outcomes.items()):
+            outcome = results.unpack(packed)
+            yield replace(outcome, artifact=replace(outcome.artifact, root=root))
+
+    def p_values(self) -> list[dict[str, float | None]]:
+        """Return ``audit.p_values`` of each."""
+        return [p_values for _, (_, _, p_values) in sorted(self._outcomes.items())]
+
+    def skipped(self) -> Iterator[Skipped]:
+        """Return what could not be examined."""
+        return (item for _, item in sorted(self._skipped, key=itemgetter(0)))
 
 
 def _key(item: Located | Outcome | Skipped) -> _Key:
     """Tell models apart: one repository may be scanned at two revisions."""
     return (item.target, None) if isinstance(item, Skipped) else (item.artifact.target, item.artifact.revision)
-
-
-class _Journal:
-    """Outcomes of an unfinished scan, one JSON line each, so that ``--resume`` repeats nothing."""
-
-    def __init__(self, path: Path | None, known: Mapping[_Key, Outcome | Skipped] | None = None) -> None:
-        self._path, self._known = path, known or {}
-
-    @classmethod
-    def of(cls, located: Sequence[Located | Skipped], loaded: Mapping[Path, Victim], options: ScanOptions) -> _Journal:
-        """Open the journal of this very scan: same targets, files, victims and options."""
-        facts = [
-            [[_key(item), _artifact_key(item)] for item in located],
-            [[str(path), victim.facts] for path, victim in loaded.items()],
-            [
-                int(options.depth),
-                options.device,
-                options.repeats,
-                options.preprocess and options.preprocess.to_json(),
-                __version__,
-            ],
-            options.record,
-        ]
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-        path = victims.home() / "scans" / f"{digest}.jsonl"
-        if not options.resume:
-            path.unlink(missing_ok=True)
-            return cls(path)
-        lines = path.read_text().splitlines() if path.exists() else []
-        outcomes = [outcome for outcome in map(_outcome_from_line, lines) if outcome is not None]
-        return cls(path, {_key(outcome): outcome for outcome in outcomes})
-
-    def recall(self, item: Located | Skipped) -> Outcome | Skipped | None:
-        """Return what an earlier run found out about a model, where its files are now; a skipped one is tried again."""
-        if isinstance(item, Skipped):
-            return item
-        found = self._known.get(_key(item))
-        if isinstance(found, Outcome):
-            return replace(found, artifact=replace(found.artifact, root=item.artifact.root))
-        return found
-
-    def note(self, outcome: Outcome | Skipped) -> None:
-        """Append an outcome; what was skipped is left out, so that it is tried again."""
-        if self._path is not None and isinstance(outcome, Outcome):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a") as stream:
-                stream.write(json.dumps(_outcome_to_json(outcome)) + "\n")
-
-    def forget(self) -> None:
-        """Delete the journal: the scan is complete."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-
-
-def _artifact_key(item: Located | Skipped) -> Any:  # noqa: ANN401
-    return (
-        None if isinstance(item, Skipped) else [item.artifact.revision, [asdict(file) for file in item.artifact.files]]
-    )
-
-
-def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
-    answers = {victim: said.to_json() for victim, said in outcome.answers.items()}
-    whole = asdict(replace(outcome, answers={}))
-    return {**whole, "artifact": {**whole["artifact"], "root": None}, "answers": answers}
-
-
-def _outcome_from_line(line: str) -> Outcome | None:
-    """Restore an outcome; None for the half line that an interruption may leave."""
-    try:
-        data = json.loads(line)
-    except ValueError:
-        return None
-    artifact = Artifact(**{**data["artifact"], "files": tuple(File(**file) for file in data["artifact"]["files"])})
-    evidence = {
-        victim: tuple(Evidence(**{**item, "access": Access(item["access"])}) for item in items)
-        for victim, items in data["evidence"].items()
-    }
-    answers = {victim: Answers.from_json(said) for victim, said in data["answers"].items()}
-    return Outcome(artifact, evidence, data["silent"], data["failure"], Cost(**data["cost"]), answers)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fp_audit import audit, calibrate, judging, methods, plugins, registration, victims
+from fp_audit import calibrate, judging, methods, plugins, registration, victims
 from fp_audit.answers import Answers
 from fp_audit.audit import Job, Outcome
 from fp_audit.casting import Source, built, foreign, measured
@@ -31,6 +31,7 @@ from fp_audit.networks import Network
 from fp_audit.registration import Plan
 from fp_audit.reports._evaluation import USUAL_BUDGET, Evaluation
 from fp_audit.reports._stress import USEFUL
+from fp_audit.runners import local
 from fp_audit.sandbox import Limits
 from fp_audit.subject import Subject, file_digests
 from fp_audit.targets import Located
@@ -246,7 +247,7 @@ def _answering(
     files = {name: source for name, source in sources.items() if isinstance(source, Located)}
     load = LoadOptions(device=pick_device(options.device))
     job = Job(registered, depth=Access.QUERIES, load=load, limits=PATIENT, exhaustive=True, record=True)
-    for outcome in audit.run(list(files.values()), job):
+    for outcome in local.run(list(files.values()), job):
         if isinstance(outcome, Skipped):
             yield outcome.target, outcome.reason
         elif outcome.failure:
@@ -259,7 +260,7 @@ def _several(outcome: Outcome, job: Job, source: Located) -> Told | str:
     """Ask a model that answers at random as often as a scan does, and keep each answer: a scan sees them one by one."""
     outcomes = [outcome]
     if any("random" in item.detail for found in outcome.evidence.values() for item in found):
-        again = [next(audit.run([source], replace(job, repeats=1))) for _ in range(job.repeats)]
+        again = [next(local.run([source], replace(job, repeats=1))) for _ in range(job.repeats)]
         outcomes = [found for found in again if isinstance(found, Outcome) and not found.failure]
         if len(outcomes) < job.repeats:
             return "it answers at random, and could not be asked several times"

@@ -18,6 +18,7 @@ from fp_audit.evasion import evasion
 from fp_audit.methods import kind
 from fp_audit.model import LoadOptions
 from fp_audit.reports._stress import CAUGHT, Stress, Trial
+from fp_audit.runners import local
 from fp_audit.sources._base import SourceOptions
 from fp_audit.targets import Located, locate
 from fp_audit.types import Access, Skipped
@@ -157,7 +158,7 @@ def _scanned(
         exhaustive=True,
     )
     outcomes: dict[str, Outcome | Skipped] = {}
-    for outcome in audit.run(located, job):
+    for outcome in local.run(located, job):
         target = outcome.artifact.target if isinstance(outcome, Outcome) else outcome.target
         outcomes[names.get(target, where.get(target, target))] = outcome
         progress(f"scanning {len(where)} surrogates", len(outcomes) / len(where))

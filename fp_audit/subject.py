@@ -11,8 +11,8 @@ from typing import Any, Self, TypeVar
 
 from numpy.typing import NDArray
 
-from fp_audit.errors import AccessError
-from fp_audit.model import Adapter, BlackBox, Finite, LoadOptions, Unprepared, WhiteBox
+from fp_audit.errors import AccessError, UnavailableTarget
+from fp_audit.model import Adapter, BlackBox, Finite, LoadOptions, Unprepared, WhiteBox, memoised
 from fp_audit.preprocess import Preprocess
 from fp_audit.types import Access, Artifact, File
 
@@ -35,12 +35,13 @@ class Subject:
         black_box: Callable[[], BlackBox | Unprepared] | None = None,
         white_box: Callable[[Preprocess | None], WhiteBox] | None = None,
         preprocess: Preprocess | None = None,
+        base: Callable[[], Mapping[str, NDArray[Any]]] | None = None,
         aligned: bool = True,
         access: Access = Access.GRADIENTS,
     ) -> None:
         self._files, self._root = files, root
         self._tensors, self._black_box, self._white_box = tensors, black_box, white_box
-        self._preprocess, self._aligned, self._access = preprocess, aligned, access
+        self._preprocess, self._base, self._aligned, self._access = preprocess, base, aligned, access
 
     @classmethod
     def of_artifact(cls, artifact: Artifact, adapter: Adapter, options: LoadOptions) -> Self:
@@ -69,6 +70,11 @@ class Subject:
         """Return a view whose ``black_box`` is ``model``: the same model behind a wrapper."""
         return self._copy(black_box=lambda: model)
 
+    def remembering(self) -> Subject:
+        """Return a view whose model is asked each distinct batch once, by however many who compare it."""
+        offered = self._black_box
+        return self._copy(black_box=cache(lambda: memoised(offered()))) if offered else self
+
     def unaligned(self) -> Subject:
         """Return a view that says that its classes are not the victim's."""
         return self._copy(aligned=False)
@@ -81,6 +87,10 @@ class Subject:
         """Return a view whose ``white_box`` is fed through ``preprocess``, found out since the model was opened."""
         return self._copy(preprocess=preprocess)
 
+    def with_base(self, base: Subject) -> Subject:
+        """Return a view that knows the model which this one and the victim may both have been made from."""
+        return self._copy(base=base.tensors)
+
     def _copy(self, **changes: Any) -> Subject:  # noqa: ANN401
         state = {name.removeprefix("_"): value for name, value in vars(self).items()}
         return Subject(**{**state, **changes})
@@ -90,15 +100,26 @@ class Subject:
         return self._granted(Access.IDENTITY, self._files)
 
     def hashed(self, file: File) -> File:
-        """Return ``file`` with its sha256 and git id, read from disk where the listing did not know them."""
+        """Return ``file`` with its sha256 and git id, read from disk where the listing did not know them.
+
+        Raises:
+            UnavailableTarget: it cannot be read.
+        """
         if file.sha256 is not None or self._root is None:
             return file
-        digests = file_digests(self._root / file.path)
+        try:
+            digests = file_digests(self._root / file.path)
+        except OSError as error:
+            raise UnavailableTarget(f"{file.path!r} cannot be read: {error.strerror or error}") from error
         return replace(file, sha256=digests["sha256"], git_oid=digests["git_oid"])
 
     def tensors(self) -> Mapping[str, NDArray[Any]]:
         """Return all tensors by name, dequantised."""
         return self._granted(Access.WEIGHTS, self._tensors)()
+
+    def base(self) -> Mapping[str, NDArray[Any]] | None:
+        """Return the tensors of what this model and the victim may both have been made from; None if it is unknown."""
+        return self._granted(Access.WEIGHTS, self._base)() if self._base else None
 
     def opened(self) -> BlackBox | Unprepared:
         """Return the model as its adapter opened it: it may not yet be ready to be asked."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-from fp_audit import augmentation, plugins
+from fp_audit import augmentation, declared, plugins
 from fp_audit.errors import TargetError, UnsupportedModel, UsageError
 from fp_audit.model import Adapter
 from fp_audit.sources._base import Source, SourceOptions
 from fp_audit.types import Access, Artifact, File, Listing, Skipped
 
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+CARD = "README.md"
 OTHER_WEIGHTS = (".safetensors", ".onnx", ".h5", ".keras", ".pb", ".tflite", ".gguf", ".msgpack")
 
 
@@ -36,7 +36,7 @@ def locate(targets: Iterable[str], options: SourceOptions) -> Iterator[Located |
             continue
         try:
             for item in source.listings(target):
-                for found in [item] if isinstance(item, Skipped) else _claimed(item, source):
+                for found in (item,) if isinstance(item, Skipped) else _claimed(item, source):
                     if isinstance(found, Skipped):
                         yield found
                     elif (named := names.new(found)) is not None:
@@ -77,10 +77,31 @@ def locate_one(target: str, options: SourceOptions) -> Located:
         names = ", ".join(item.artifact.target for item in located[:3])
         raise UsageError(f"{target} holds {len(located)} models ({names}, ...): name one of them")
     if not located:
-        answers = "it holds what a model answered; the model itself was expected"
-        reasons = [item.reason if isinstance(item, Skipped) else answers for item in found]
+        reasons = [
+            item.reason if isinstance(item, Skipped) else adapter(item.artifact.adapter).lacking(item.artifact)
+            for item in found
+        ]
         raise UnsupportedModel(f"{target}: {reasons[0] if reasons else 'no model found'}")
     return located[0]
+
+
+def fetched(target: str, options: SourceOptions) -> Artifact:
+    """Find the one model that ``target`` names and make its files local; their folder becomes absolute.
+
+    Raises:
+        UsageError: it names no model, or several.
+    """
+    try:
+        located = locate_one(target, options)
+        artifact = located.source.fetch(located.artifact)
+    except TargetError as error:
+        raise UsageError(str(error)) from None
+    return replace(artifact, root=Path(artifact.root or ".").absolute())
+
+
+def only_hashes(artifact: Artifact) -> bool:
+    """Whether a model is compared by the hashes of its files alone."""
+    return adapter(artifact.adapter).gives == {Access.IDENTITY}
 
 
 def _is_model(artifact: Artifact) -> bool:
@@ -106,14 +127,60 @@ def _expanded(targets: Iterable[str], sources: list[Source]) -> Iterator[str]:
         yield from source.expand(target) if source else [target]
 
 
-def _claimed(listing: Listing, source: Source) -> list[Artifact | Skipped]:
-    """Let every adapter look for its models in a listing; say why if none finds one."""
+def _claimed(listing: Listing, source: Source) -> Iterator[Artifact | Skipped]:
+    """Let every adapter look for its models in a listing, as they are asked for; say why if none finds one.
+
+    Those that only compare hashes come first; what they claim is not also skipped: the driver does that, after it has
+    compared them. Fallbacks come last.
+    """
     found: list[Artifact | Skipped] = []
-    for name in plugins.names("adapters"):
-        claimed = adapter(name).claim(listing, lambda path: source.read(listing, path))
-        found.extend(item if isinstance(item, Skipped) else _with_augmentation(item, listing) for item in claimed)
-    found.extend(_unclaimed(listing, found))
-    return found
+    for name in sorted(plugins.names("adapters"), key=_turn):
+        claims: Iterable[Artifact | Skipped] = adapter(name).claim(listing, lambda path: source.read(listing, path))
+        if adapter(name).fallback:
+            found, claims = _divided(found, list(claims))
+        for claimed in claims:
+            found.append(claimed if isinstance(claimed, Skipped) else _completed(claimed, listing, source))
+            if isinstance(found[-1], Artifact):
+                yield found[-1]
+    hashed = {item.target for item in found if isinstance(item, Artifact) and only_hashes(item)}
+    yield from (item for item in found if isinstance(item, Skipped) and item.target not in hashed)
+    yield from _unclaimed(listing, found)
+
+
+def _turn(name: str) -> tuple[bool, bool]:
+    return adapter(name).fallback, adapter(name).gives != {Access.IDENTITY}
+
+
+def _divided(
+    found: list[Artifact | Skipped], claimed: list[Artifact | Skipped]
+) -> tuple[list[Artifact | Skipped], list[Artifact | Skipped]]:
+    """Divide up what a fallback claims and others have found.
+
+    Returns:
+        What others have found, but for what they skipped and the fallback opens; and what the fallback adds: models of
+        whose files no other adapter opens one.
+    """
+    taken = {file.path for item in found if isinstance(item, Artifact) for file in item.files}
+    skipped = {item.target: item.reason for item in found if isinstance(item, Skipped)}
+    added: list[Artifact | Skipped] = [
+        replace(item, unrun=skipped.get(item.target, item.unrun))
+        for item in claimed
+        if isinstance(item, Artifact) and not any(file.path in taken for file in item.files)
+    ]
+    names = {item.target for item in added}
+    return [item for item in found if isinstance(item, Artifact) or item.target not in names], added
+
+
+def _completed(artifact: Artifact, listing: Listing, source: Source) -> Artifact:
+    """Add what lies beside a model's files: its card, and the description of a random preprocessing."""
+    stated = listing.declared
+    card = str(PurePosixPath(_home(artifact), CARD))
+    if stated is None and any(file.path == card for file in listing.files):
+        try:
+            stated = declared.from_card(source.read(listing, card).decode("utf-8", "replace"))
+        except TargetError:
+            stated = None  # a card that cannot be read says nothing
+    return replace(_with_augmentation(artifact, listing), declared=stated)
 
 
 def _with_augmentation(artifact: Artifact, listing: Listing) -> Artifact:
@@ -123,9 +190,7 @@ def _with_augmentation(artifact: Artifact, listing: Listing) -> Artifact:
     """
     if not _is_model(artifact):
         return artifact
-    files = {file.path: file for file in listing.files}
-    folder = _folder(artifact.entry) if artifact.entry in files else artifact.entry
-    stated = files.get(str(PurePosixPath(folder, augmentation.FILE)))
+    stated = listing.by_path.get(str(PurePosixPath(_home(artifact), augmentation.FILE)))
     return artifact if stated is None else replace(artifact, files=(*artifact.files, stated))
 
 
@@ -136,7 +201,7 @@ def _unclaimed(listing: Listing, found: list[Artifact | Skipped]) -> list[Skippe
     known |= {item.target for item in found}
     folders: dict[str, list[File]] = {}
     for file in listing.files:
-        if file.path.endswith((*PICKLES, *OTHER_WEIGHTS)) and file.path not in claimed:
+        if file.path.endswith(OTHER_WEIGHTS) and file.path not in claimed:
             folders.setdefault(_folder(file.path), []).append(file)
     result = []
     for folder, files in folders.items():
@@ -150,12 +215,16 @@ def _unclaimed(listing: Listing, found: list[Artifact | Skipped]) -> list[Skippe
     return result
 
 
+def _home(artifact: Artifact) -> str:
+    """Return the folder of a model."""
+    alone = any(file.path == artifact.entry for file in artifact.files)
+    return _folder(artifact.entry) if alone else artifact.entry
+
+
 def _folder(path: str) -> str:
     return str(PurePosixPath(path).parent)
 
 
 def _why(files: list[File]) -> str:
     names = ", ".join(sorted(PurePosixPath(file.path).name for file in files)[:3])
-    if all(file.path.endswith(PICKLES) for file in files):
-        return f"only pickle weights ({names}): opening them can run code, so they are never read"
-    return f"weights without a config.json that says what they are ({names})"
+    return f"weights of a kind that no adapter reads ({names})"

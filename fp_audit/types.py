@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -79,6 +80,13 @@ class Listing:
     """Local folder that holds the files; None while they are still on a hub."""
     revision: str | None = None
     """Commit sha on a hub."""
+    declared: tuple[str, ...] | None = None
+    """Models that its card names as ``base_model``; None where no card was looked for."""
+
+    @cached_property
+    def by_path(self) -> Mapping[str, File]:
+        """The files by their path."""
+        return {file.path: file for file in self.files}
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,10 @@ class Artifact:
     revision: str | None = None
     listing: str | None = None
     """Target of the listing it came from: the repository, for a hub."""
+    unrun: str | None = None
+    """Why only its files and tensors are read, where it cannot be run."""
+    declared: tuple[str, ...] | None = None
+    """See ``Listing.declared``."""
 
     @property
     def path(self) -> Path:
@@ -200,8 +212,15 @@ class Cost:
     """What a finding took."""
 
     bytes_read: int = 0
+    """Of the model's files, from this disk or from a hub."""
     queries: int = 0
     seconds: float = 0.0
+    examined: str | None = None
+    """When an earlier scan spent this (ISO 8601), where its result was taken over; None: this scan did."""
+    requests: int = 0
+    """To a hub, the listing of the repository included; at least, where a large file comes in chunks."""
+    bytes_avoided: int = 0
+    """Of the model's files on a hub: not downloaded, because the verdict did not need them."""
 
 
 @dataclass(frozen=True)
@@ -221,3 +240,5 @@ class Finding:
     cost: Cost
     ignored: str | None = None
     """Why it does not count for the exit code (see ``policy``); None if it counts."""
+    declared: str | None = None
+    """What the model's card says of its origin, where the verdict says something else; to follow "the target ..."."""

@@ -40,7 +40,7 @@ ANEW = (Access.IDENTITY, Access.QUERIES)
 CIRCUMSTANCES = ("preprocess", "random")
 """Details of evidence that answers do not tell, taken as recorded: how the suspect was fed, whether it was steady."""
 
-WORDS = ("reason", "statement", "tool")
+WORDS = ("declared", "reason", "statement", "tool")
 """Parts that another version of fp-audit writes otherwise."""
 
 _MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -184,7 +184,8 @@ def _verified(opened: _Opened, published: Sequence[str]) -> Verification:
         against = {name: _judge(opened, name, next(recorded, None), about, said) for name in about["silent"]}
         judged += against.values()
         outcomes.append(_outcome(about, against))
-    findings = conclude(outcomes, opened.report["alpha"])
+    sources = {name: victim.source for name, victim in opened.victims.items()}
+    findings = conclude(outcomes, opened.report["alpha"], sources)
     anew = _rendered(opened, findings)
     commitments = tuple(_commitment(name, folder, published) for name, folder in opened.folders.items())
     whole = [*_whole(opened, anew), *_unpublished(commitments, published)]
@@ -267,7 +268,9 @@ def _evidence(item: Mapping[str, Any]) -> Evidence:
 
 def _artifact(about: Mapping[str, Any]) -> Artifact:
     files = tuple(File(**file) for file in about["files"])
-    return Artifact(about["target"], about["adapter"], files, ".", None, about["revision"])
+    stated = about.get("declared")
+    declared = None if stated is None else tuple(map(str, stated))
+    return Artifact(about["target"], about["adapter"], files, ".", None, about["revision"], declared=declared)
 
 
 def _outcome(about: Mapping[str, Any], against: Mapping[str, _Judged]) -> Outcome:

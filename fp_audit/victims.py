@@ -32,7 +32,7 @@ from fp_audit.errors import VictimError
 from fp_audit.preprocess import Preprocess
 from fp_audit.types import Fingerprint, Null
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -133,6 +133,16 @@ def commitment(about: Mapping[str, Any]) -> str:
     committed = {key: value for key, value in about.items() if key != "commitment"}
     plain = json.loads(json.dumps(committed, allow_nan=False))
     return sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def committed(where: Path) -> str:
+    """Return the commitment to a victim as it is in a folder now, whatever its file states.
+
+    Raises:
+        VictimError: there is none, or it is damaged.
+    """
+    load(where, ())
+    return commitment(json.loads((where / "victim.json").read_text()))
 
 
 def load(where: Path, methods: Collection[str] | None = None) -> Victim:

@@ -29,9 +29,9 @@ class Worker:
         self._open: tuple[Any, Subject] | None = None
 
     def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Compare: ``{artifact, options, access, record, repeats, victims}`` to ``{folder: comparison}``."""
-        subject = self._subject(request["artifact"], request["options"])
+        """Compare: ``{artifact, base, options, access, record, repeats, victims}`` to ``{folder: comparison}``."""
         access = Access(request["access"])
+        subject = self._subject(request, access)
         answer = {}
         for folder, methods in request["victims"].items():
             victim = victims.load(Path(folder), methods)
@@ -40,12 +40,20 @@ class Worker:
             )
         return answer
 
-    def _subject(self, artifact: dict[str, Any], options: dict[str, Any]) -> Subject:
-        key = (artifact, options)
+    def _subject(self, request: dict[str, Any], access: Access) -> Subject:
+        """Return the open model; tensors that were read to compare weights are let go before it is asked."""
+        key = (request["artifact"], request["options"], access > Access.WEIGHTS)
         if self._open is None or self._open[0] != key:
-            found = artifact_from_json(artifact)
-            self._open = key, Subject.of_artifact(found, adapter(found.adapter), _options_from_json(options))
-        return self._open[1]
+            self._open = key, _viewed(request["artifact"], request["options"]).remembering()
+        subject = self._open[1]
+        base = request["base"] if access == Access.WEIGHTS else None
+        return subject if base is None else subject.with_base(_viewed(base, request["options"]))
+
+
+def _viewed(artifact: dict[str, Any], options: dict[str, Any]) -> Subject:
+    """View a model that was sent."""
+    found = artifact_from_json(artifact)
+    return Subject.of_artifact(found, adapter(found.adapter), _options_from_json(options))
 
 
 def request(
@@ -56,16 +64,23 @@ def request(
     *,
     record: bool = False,
     repeats: int = REPEATS,
+    base: Artifact | None = None,
 ) -> dict[str, Any]:
     """Build what ``Worker`` takes."""
     return {
-        "artifact": {**asdict(artifact), "root": str(artifact.root)},
+        "artifact": artifact_to_json(artifact),
+        "base": base and artifact_to_json(base),
         "options": {**asdict(options), "preprocess": options.preprocess and options.preprocess.to_json()},
         "access": int(access),
         "victims": {str(folder): methods for folder, methods in wanted.items()},
         "record": record,
         "repeats": repeats,
     }
+
+
+def artifact_to_json(artifact: Artifact) -> dict[str, Any]:
+    """Turn a fetched artifact into JSON values."""
+    return {**asdict(artifact), "root": str(artifact.root)}
 
 
 def artifact_from_json(data: dict[str, Any]) -> Artifact:

@@ -130,9 +130,9 @@ def registered(digit_models: DigitModels) -> DigitModels:
 
 @pytest.fixture
 def home(registered: DigitModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the register (``owner``, ``asked``) and its cache, to be changed at will."""
+    """A copy of the register (``owner``, ``asked``) and its cache, to be changed at will; without results of scans."""
     path = tmp_path / "copied-home"
-    shutil.copytree(SCRATCH / "home", path)
+    shutil.copytree(SCRATCH / "home", path, ignore=shutil.ignore_patterns("results.sqlite*"))
     monkeypatch.setenv("FP_AUDIT_HOME", str(path))
     hurry(monkeypatch)
     return path

@@ -6,7 +6,8 @@ scan ...``.
 - Repositories are the folders ``FOLDER/<org>/<model>/``; a commit is a digest of a repository's content.
 - ``<model>@<name>/`` beside it is one more revision: copy a model to ``<model>@old`` and change it, and it
   has a history.
-- Files above ``lfs_above`` bytes are served as LFS files.
+- Files above ``lfs_above`` bytes are served as LFS files; with ``redirects`` from ``/lfs/<sha256>``, as the real hub
+  does it from another host.
 - A file ``.gated`` in a model folder gates its files, ``.private`` hides the model: both ask for
   ``Authorization: Bearer <token>``.
 - ``fail`` breaks chosen requests; ``aliases`` adds files under names that a folder cannot hold.
@@ -18,6 +19,7 @@ import argparse
 import hashlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 import pytest
+import yaml
 
 MARKERS = {".gated", ".private"}
 
@@ -55,7 +58,7 @@ class Failure:
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves a folder; records ``requests`` ("METHOD /path") and ``bytes_sent`` (file content only)."""
+    """Serves a folder; records ``requests`` ("METHOD /path"), ``bytes_sent`` of file content and ``sent`` by path."""
 
     daemon_threads = True
     block_on_close = False
@@ -64,10 +67,12 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
         self.folder, self.page, self.lfs_above = folder, page, lfs_above
         self.token = "let-me-in"
+        self.redirects = False
         self.aliases: dict[str, dict[str, Path]] = {}
         self.failures: list[Failure] = []
         self.requests: list[str] = []
         self.bytes_sent = 0
+        self.sent: Counter[str] = Counter()
         self.guard = threading.Lock()
 
     @property
@@ -86,6 +91,7 @@ class HubServer(ThreadingHTTPServer):
     def forget(self) -> None:
         """Start counting again."""
         self.requests, self.bytes_sent = [], 0
+        self.sent.clear()
 
     def repos(self, author: str | None) -> list[str]:
         found = [folder for folder in self.folder.glob(f"{author or '*'}/*") if folder.is_dir()]
@@ -185,6 +191,8 @@ class _Handler(BaseHTTPRequestHandler):
             case ["api", "models", org, model, "paths-info", revision]:
                 _, blobs = self._open(f"{org}/{model}", revision)
                 self._json([_entry(blob) for blob in blobs if blob.path in self.form.get("paths", [])])
+            case ["lfs", org, model, revision, *path]:
+                self._content(*self._blob(f"{org}/{model}", revision, "/".join(path)))
             case [org, model, "resolve", revision, *path]:
                 self._file(f"{org}/{model}", revision, "/".join(path))
             case _:
@@ -209,13 +217,17 @@ class _Handler(BaseHTTPRequestHandler):
         stop = start + self.server.page
         query = urlencode({**self.query, "cursor": stop}, doseq=True)
         more = {"Link": f'<{self.server.url}/api/models?{query}>; rel="next"'} if stop < len(repos) else {}
-        self._json([{"id": repo, "modelId": repo} for repo in repos[start:stop]], more)
+        listed = [{"id": repo, "modelId": repo} for repo in repos[start:stop]]
+        if self.query.get("expand") == ["sha"]:
+            listed = [{**about, "sha": self.server.revision(about["id"], "main")[0]} for about in listed]
+        self._json(listed, more)
 
     def _info(self, repo: str, revision: str) -> None:
         commit, blobs = self._open(repo, revision)
         full = [{"rfilename": blob.path, "size": blob.size, "blobId": blob.oid, "lfs": blob.lfs} for blob in blobs]
         siblings = full if "blobs" in self.query else [{"rfilename": blob.path} for blob in blobs]
-        self._json({"id": repo, "modelId": repo, "sha": commit, "private": False, "siblings": siblings})
+        card = {"cardData": found} if (found := _card(self.server.folder / repo / "README.md")) else {}
+        self._json({"id": repo, "modelId": repo, "sha": commit, "private": False, "siblings": siblings, **card})
 
     def _tree(self, repo: str, revision: str, folder: str) -> None:
         _, blobs = self._open(repo, revision)
@@ -230,13 +242,23 @@ class _Handler(BaseHTTPRequestHandler):
         self._json(list(entries.values()))
 
     def _file(self, repo: str, revision: str, path: str) -> None:
+        commit, blob = self._blob(repo, revision, path)
+        if blob.lfs and self.server.redirects:
+            self._send(
+                302, b"", {**_headers(commit, blob), "Location": f"{self.server.url}/lfs/{repo}/{commit}/{path}"}
+            )
+        else:
+            self._content(commit, blob)
+
+    def _blob(self, repo: str, revision: str, path: str) -> tuple[str, Blob]:
         commit, blobs = self._open(repo, revision, files=True)
         blob = next((blob for blob in blobs if blob.path == path), None)
         if blob is None:
             raise _Refusal(404, "EntryNotFound", **{"X-Repo-Commit": commit})
-        headers = {"X-Repo-Commit": commit, "ETag": f'"{blob.etag}"', "Accept-Ranges": "bytes"}
-        if blob.lfs:
-            headers |= {"X-Linked-Etag": f'"{blob.etag}"', "X-Linked-Size": str(blob.size)}
+        return commit, blob
+
+    def _content(self, commit: str, blob: Blob) -> None:
+        headers = _headers(commit, blob)
         content = blob.source.read_bytes()
         status = 200
         if asked := self.headers.get("Range"):
@@ -246,6 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             with self.server.guard:
                 self.server.bytes_sent += len(content)
+                self.server.sent[unquote(urlsplit(self.path).path)] += len(content)
         self._send(status, content, headers)
 
     def _json(self, value: Any, headers: dict[str, str] | None = None) -> None:
@@ -259,6 +282,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = self.close_connection or self.cut
         if self.command != "HEAD":
             self.wfile.write(body[: len(body) // 2] if self.cut else body)
+
+
+def _headers(commit: str, blob: Blob) -> dict[str, str]:
+    headers = {"X-Repo-Commit": commit, "ETag": f'"{blob.etag}"', "Accept-Ranges": "bytes"}
+    return headers | ({"X-Linked-Etag": f'"{blob.etag}"', "X-Linked-Size": str(blob.size)} if blob.lfs else {})
+
+
+def _card(path: Path) -> Any:
+    """Return the front matter of a card, as the hub parses it."""
+    parts = path.read_text().split("---\n", 2) if path.is_file() else []
+    return yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
 
 
 def _entry(blob: Blob) -> dict[str, Any]:

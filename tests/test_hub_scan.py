@@ -10,6 +10,8 @@ from click.testing import CliRunner
 
 from fp_audit import Finding, ScanOptions, Skipped, scan
 from fp_audit.cli import cli
+from fp_audit.sources._base import SourceOptions
+from fp_audit.targets import locate_one
 from fp_audit.types import Access
 
 if TYPE_CHECKING:
@@ -84,7 +86,8 @@ def test_a_copy_is_found_from_the_listing(published: HubServer):
     assert finding.verdict == "identical"
     assert not [request for request in downloads(published) if "safetensors" in request]
     assert published.bytes_sent < 10_000
-    assert finding.cost.bytes_read == 0
+    assert (finding.cost.requests, finding.cost.bytes_read) == (2, published.bytes_sent)  # listing and config.json
+    assert finding.cost.bytes_avoided > 100_000
 
 
 def test_a_revision_is_pinned(published: HubServer, registered):
@@ -115,6 +118,52 @@ def test_a_gated_model_is_skipped_and_the_others_are_not(published: HubServer):
     found = by_target(scan(["org/int8", "org/renamed"], "owner", ScanOptions(depth=Access.WEIGHTS)))
     assert found["org/renamed"] == "identical"
     assert "gated" in found["org/int8"]
+
+
+def weights(home):
+    return [path for path in (home / "models").rglob("*") if path.suffix in (".onnx", ".safetensors")]
+
+
+def test_a_stream_deletes_what_it_downloaded_and_nothing_else(published: HubServer, tmp_path):
+    home = tmp_path / "home"
+    list(scan("org/int8", "owner", ScanOptions(depth=Access.WEIGHTS)))
+    (kept,) = weights(home)
+    found = list(scan("org/", "owner", ScanOptions(depth=Access.WEIGHTS, stream=True, jobs=1)))
+    assert len(found) == 3
+    assert not [item for item in found if isinstance(item, Skipped)]
+    assert weights(home) == [kept]
+    again = list(scan("org/", "owner", ScanOptions(depth=Access.WEIGHTS, stream=True, resume=True)))
+    assert [item.verdict for item in again] == [item.verdict for item in found]
+
+
+def test_a_resumed_stream_downloads_no_weights_again(published: HubServer):
+    options = ScanOptions(depth=Access.WEIGHTS, stream=True, resume=True)
+    first = list(scan("org/", "owner", options))
+    published.forget()
+    again = list(scan("org/", "owner", options))
+    assert not [request for request in downloads(published) if "config.json" not in request]
+    assert [(item.target, item.verdict, item.evidence) for item in again] == [
+        (item.target, item.verdict, item.evidence) for item in first
+    ]
+    assert all(item.cost.examined for item in again)
+
+
+def test_a_file_that_another_scan_uses_is_left(published: HubServer, tmp_path):
+    options = SourceOptions(stream=True)
+    ours, other = (locate_one("org/int8", options) for _ in range(2))
+    mine = ours.source.fetch(ours.artifact)
+    theirs = other.source.fetch(other.artifact)
+    ours.source.release(mine)
+    assert theirs.path.exists()
+    other.source.release(theirs)
+    assert theirs.path.exists()  # the other source did not download it
+
+
+def test_a_download_that_fails_for_a_while_is_tried_again(published: HubServer, monkeypatch):
+    monkeypatch.setattr("fp_audit.sources._client.PAUSES", (0.0, 0.0, 0.0))
+    published.fail("/org/stranger/resolve", 503, times=3)
+    (finding,) = scan("org/stranger", "owner", ScanOptions(depth=Access.WEIGHTS))
+    assert isinstance(finding, Finding)
 
 
 def test_a_download_that_breaks_is_skipped(published: HubServer):

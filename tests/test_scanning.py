@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import onnx
 import pytest
@@ -211,33 +214,32 @@ class TestResume:
         monkeypatch.setattr(audit, "examine", examine)
         return targets
 
-    def interrupt(self, three, jobs=1):
-        def seen(outcome, done, total):
-            assert total == 3
+    def interrupt(self, three):
+        def seen(outcome, done, listed):
             if done == 2:
                 raise KeyboardInterrupt
 
-        options = ScanOptions(depth=Access.WEIGHTS, jobs=jobs)
         with pytest.raises(KeyboardInterrupt):
-            list(scan(three, "owner", options, seen=seen))
+            list(scan(three, "owner", ScanOptions(depth=Access.WEIGHTS, jobs=1), seen=seen))
+
+    def again(self, three, **options):
+        return list(scan(three, "owner", ScanOptions(**{"depth": Access.WEIGHTS, "resume": True, **options})))
 
     def test_what_is_finished_is_not_opened_again(self, home, three, opened):
         self.interrupt(three)
-        (journal,) = (home / "scans").iterdir()
-        finished = set(journal.read_text().splitlines())
-        assert len(finished) == 2
         opened.clear()
         told = []
         options = ScanOptions(depth=Access.WEIGHTS, resume=True)
-        results = list(scan(three, "owner", options, seen=lambda outcome, done, total: told.append((done, total))))
+        results = list(scan(three, "owner", options, seen=lambda outcome, done, listed: told.append((done, listed))))
         assert len(opened) == 1
-        assert told == [(1, 3), (2, 3), (3, 3)]
+        assert [done for done, _ in told] == [1, 2, 3]
+        assert told[-1] == (3, 3)
         assert [(item.target, item.verdict) for item in results] == [(name, "derived") for name in "abc"]
-        assert not list((home / "scans").iterdir())
+        assert [item.cost.examined is None for item in results] == [item.target in opened for item in results]
 
     def test_a_resumed_scan_finds_what_an_uninterrupted_one_finds(self, home, three):
         self.interrupt(three)
-        resumed = list(scan(three, "owner", ScanOptions(depth=Access.WEIGHTS, resume=True)))
+        resumed = self.again(three)
         whole = list(scan(three, "owner", ScanOptions(depth=Access.WEIGHTS)))
         assert [(f.target, f.p_value, f.q_value, f.reason) for f in resumed] == [
             (f.target, f.p_value, f.q_value, f.reason) for f in whole
@@ -249,12 +251,43 @@ class TestResume:
         list(scan(three, "owner", ScanOptions(depth=Access.WEIGHTS)))
         assert sorted(opened) == ["a", "b", "c"]
 
-    def test_half_a_line_does_no_harm(self, home, three, opened):
-        self.interrupt(three)
-        (journal,) = (home / "scans").iterdir()
-        journal.write_text(journal.read_text()[:-20])
+    def test_a_later_scan_of_more_models_opens_the_new_ones(self, home, three, opened, registered):
+        self.again(three)
+        (Path(three) / "d").mkdir()
+        shutil.copy(registered.stranger, Path(three) / "d")
         opened.clear()
-        assert len(list(scan(three, "owner", ScanOptions(depth=Access.WEIGHTS, resume=True)))) == 3
+        assert len(self.again(three)) == 4
+        assert opened == ["d"]
+
+    def test_other_content_of_the_same_size_and_date_is_another_model(self, home, three, opened):
+        self.again(three)
+        opened.clear()
+        model = Path(three) / "a" / "model.onnx"
+        stat, content = model.stat(), bytearray(model.read_bytes())
+        content[-1] ^= 1
+        model.write_bytes(content)
+        os.utime(model, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        self.again(three)
+        assert opened == ["a"]
+
+    @pytest.mark.parametrize("other", [{"alpha": 0.02}, {"repeats": 2}, {"record": True}, {"depth": Access.QUERIES}])
+    def test_what_was_found_in_another_way_is_not_taken_over(self, home, registered, opened, other):
+        self.again(str(registered.int8))
+        self.again(str(registered.int8), **other)
+        assert len(opened) == 2
+
+    def test_what_was_found_against_another_victim_is_not_taken_over(self, home, registered, opened):
+        self.again(str(registered.int8))
+        about = json.loads((home / "victims" / "owner" / "victim.json").read_text())
+        about["nulls"]["sac"]["scores"][0] += 0.01
+        (home / "victims" / "owner" / "victim.json").write_text(json.dumps(about))
+        self.again(str(registered.int8))
+        assert len(opened) == 2
+
+    def test_what_broke_off_is_tried_again(self, home, registered, opened):
+        short = ScanOptions(timeout=0.001, resume=True)
+        for _ in range(2):
+            list(scan(str(registered.int8), "owner", short))
         assert len(opened) == 2
 
 

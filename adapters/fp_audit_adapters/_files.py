@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -52,7 +53,13 @@ _DTYPES = {
     "F32": "<f4",
     "F64": "<f8",
 }
-"""safetensors type -> numpy type of its bytes. The 4, 6 and 8 bit floats have none."""
+"""safetensors type -> numpy type of its bytes. The 4 and 6 bit floats have none."""
+
+_EIGHT_BITS = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
+"""safetensors type -> type of an 8 bit float."""
+
+REMOTE = ("auto_map", "custom_pipelines", "trust_remote_code")
+_ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 
 
 def read_json(read: Read, path: str) -> dict[str, Any]:
@@ -86,6 +93,28 @@ def _depth(value: object) -> int:
             deepest = max(deepest, depth)
             rest.extend((child, depth + 1) for child in (item.values() if isinstance(item, dict) else item))
     return deepest
+
+
+def remote_code(config: Mapping[str, Any]) -> str | None:
+    """Return the entry of a configuration that names code to run, however deep it stands; None if there is none."""
+    for key, value in _items(config):
+        if key in REMOTE and value:
+            return key
+        if key in _ATTENTION and isinstance(value, str) and "/" in value:
+            return f"{key} = {value[:80]!r}"
+    return None
+
+
+def _items(value: object) -> Iterable[tuple[str, Any]]:
+    """Walk the keys of nested objects."""
+    children: list[object] = []
+    if isinstance(value, dict):
+        yield from value.items()
+        children = list(value.values())
+    elif isinstance(value, list):
+        children = value
+    for child in children:
+        yield from _items(child)
 
 
 def local_read(root: Path) -> Read:
@@ -234,7 +263,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def read_tensors(paths: Iterable[Path]) -> dict[str, NDArray[Any]]:
     """Read every tensor of the given safetensors files.
 
-    Half precision (F16, BF16) becomes float32; 4, 6 and 8 bit floats, which numpy cannot hold, are left out.
+    Half precision (F16, BF16) and 8 bit floats become float32; 4 and 6 bit floats, which have no type here, are left
+    out.
 
     Raises:
         CorruptModel: see ``read_header``; or two files hold a tensor of one name.
@@ -246,12 +276,14 @@ def read_tensors(paths: Iterable[Path]) -> dict[str, NDArray[Any]]:
         for name, entry in header.items():
             if name in tensors:
                 raise CorruptModel(f"{path.name} holds {name!r} a second time")
-            if entry.dtype in _DTYPES:
+            if entry.dtype in _DTYPES or entry.dtype in _EIGHT_BITS:
                 tensors[name] = _decode(data[entry.begin : entry.end], entry)
     return tensors
 
 
 def _decode(data: NDArray[np.uint8], entry: TensorHeader) -> NDArray[Any]:
+    if entry.dtype in _EIGHT_BITS:
+        return np.asarray(data.view(_EIGHT_BITS[entry.dtype]).reshape(entry.shape).astype(np.float32))
     values = data.view(_DTYPES[entry.dtype]).reshape(entry.shape)
     if entry.dtype == "BF16":  # the upper half of a float32
         return (values.astype(np.uint32) << 16).view(np.float32)

@@ -62,6 +62,11 @@ class AnswersAdapter(Adapter):
                 target = listing.target if named else target_of(listing, file.path, alone=False)
                 yield Artifact(target, self.name, (file,), file.path, listing.root, None, listing.target)
 
+    def lacking(self, artifact: Artifact) -> str:
+        """See ``Adapter.lacking``."""
+        del artifact
+        return "it holds what a model answered; the model itself was expected"
+
     def tensors(self, artifact: Artifact) -> dict[str, NDArray[Any]]:
         """See ``Adapter.tensors``: there are none."""
         _no_model(artifact)

@@ -31,6 +31,7 @@ from fp_audit.model import Adapter, LoadOptions, Read, Unprepared, WhiteBox, tar
 from fp_audit.preprocess import Preprocess
 from fp_audit.types import Access, Artifact, InputSpec, Listing, Skipped
 from fp_audit_adapters._files import (
+    REMOTE,
     Folder,
     check_plausible,
     folders,
@@ -39,6 +40,7 @@ from fp_audit_adapters._files import (
     one_line,
     read_json,
     read_tensors,
+    remote_code,
     safetensors_paths,
     weight_files,
 )
@@ -51,8 +53,6 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"
 
-_REMOTE = ("auto_map", "custom_pipelines", "trust_remote_code")
-_ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 _FOREIGN = ("backbone", "backbone_config", "use_timm_backbone", "use_pretrained_backbone")
 _LIBRARIES = ("torch", "fp_audit_adapters._hf_ready")
 
@@ -89,7 +89,7 @@ class HuggingFaceAdapter(Adapter):
                     yield artifact
 
     def tensors(self, artifact: Artifact) -> dict[str, NDArray[Any]]:
-        """See ``Adapter.tensors``. Half precision becomes float32; 8 bit floats are left out."""
+        """See ``Adapter.tensors``. Half precision and 8 bit floats become float32."""
         return read_tensors(safetensors_paths(artifact))
 
     def _load(self, artifact: Artifact, options: LoadOptions) -> TorchModel | Unprepared:
@@ -159,7 +159,7 @@ def _claim(listing: Listing, folder: Folder, target: str, read: Read) -> Artifac
         if has_weights(folder):
             raise
         return None
-    if "architecture" in config or not config.keys() & {"architectures", "model_type", *_REMOTE}:
+    if "architecture" in config or not config.keys() & {"architectures", "model_type", *REMOTE}:
         return None
     check_config(config)
     try:
@@ -188,29 +188,14 @@ def check_config(config: Mapping[str, Any]) -> str:
         UnsupportedModel: another architecture, a quantised network, or one that is put together from others.
         CorruptModel: it names one architecture and describes another.
     """
-    for key, value in _items(config):
-        if key in _REMOTE and value:
-            raise UnsafeModel(f"{CONFIG} names remote code ({key}), which is never executed")
-        if key in _ATTENTION and isinstance(value, str) and "/" in value:
-            raise UnsafeModel(f"{CONFIG} names remote code ({key} = {value[:80]!r}), which is never executed")
+    if (code := remote_code(config)) is not None:
+        raise UnsafeModel(f"{CONFIG} names remote code ({code}), which is never executed")
     foreign = [key for key in _FOREIGN if config.get(key)]
     if foreign:
         raise UnsupportedModel(f"{CONFIG} takes its network from elsewhere ({foreign[0]}): never fetched")
     if config.get("quantization_config"):
         raise UnsupportedModel(f"{CONFIG} describes a quantised network (quantization_config)")
     return _architecture(config)
-
-
-def _items(value: object) -> Iterator[tuple[str, Any]]:
-    """Walk the keys of nested objects."""
-    children: list[object] = []
-    if isinstance(value, dict):
-        yield from value.items()
-        children = list(value.values())
-    elif isinstance(value, list):
-        children = value
-    for child in children:
-        yield from _items(child)
 
 
 def _architecture(config: Mapping[str, Any]) -> str:

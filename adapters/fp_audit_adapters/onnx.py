@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from fp_audit.errors import CorruptModel, UnsupportedModel, UsageError
 from fp_audit.model import Adapter, BlackBox, LoadOptions, Read, Unprepared, WhiteBox, target_of
 from fp_audit.preprocess import AffineMap, Preprocess, affine_map
 from fp_audit.types import Access, Artifact, File, Images, InputSpec, Listing, OutputKind, Outputs, Skipped
+from fp_audit_adapters._files import folders
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -49,14 +50,20 @@ class OnnxAdapter(Adapter):
     def claim(self, listing: Listing, read: Read) -> Iterator[Artifact | Skipped]:
         """Claim every ``.onnx`` file, with the data files beside it whose names begin with its own."""
         del read
-        models = [file for file in listing.files if file.path.lower().endswith(".onnx")]
-        folders = [_folder(file) for file in listing.files if _is_model(file)]
-        for file in models:
+        for folder in folders(listing):
+            yield from self._claim(listing, list(folder.files.values()))
+
+    def _claim(self, listing: Listing, files: list[File]) -> Iterator[Artifact]:
+        """Claim the models among the files of one folder."""
+        alone = sum(_is_model(file) for file in files) == 1
+        for file in files:
+            if not file.path.lower().endswith(".onnx"):
+                continue
             if listing.root is not None and listing.files == (file,):
                 target = listing.target
             else:
-                target = target_of(listing, file.path, alone=folders.count(_folder(file)) == 1)
-            beside = tuple(other for other in listing.files if other is not file and _belongs(other, file))
+                target = target_of(listing, file.path, alone=alone)
+            beside = tuple(other for other in files if other is not file and other.path.startswith(file.path))
             yield Artifact(
                 target, self.name, (file, *beside), file.path, listing.root, listing.revision, listing.target
             )
@@ -283,17 +290,8 @@ def _unchanged(logits: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def _folder(file: File) -> str:
-    return str(PurePosixPath(file.path).parent)
-
-
 def _is_model(file: File) -> bool:
     return file.path.lower().endswith((".onnx", ".safetensors"))
-
-
-def _belongs(file: File, model: File) -> bool:
-    """Whether ``file`` lies beside ``model`` and its name begins with the model's, as external data usually does."""
-    return _folder(file) == _folder(model) and file.path.startswith(model.path)
 
 
 def _first_line(error: BaseException) -> str:

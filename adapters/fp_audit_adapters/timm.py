@@ -80,7 +80,7 @@ class TimmAdapter(Adapter):
                     yield artifact
 
     def tensors(self, artifact: Artifact) -> dict[str, NDArray[Any]]:
-        """See ``Adapter.tensors``. Half precision becomes float32; 8 bit floats are left out."""
+        """See ``Adapter.tensors``. Half precision and 8 bit floats become float32."""
         return read_tensors(safetensors_paths(artifact))
 
     def _load(self, artifact: Artifact, options: LoadOptions) -> TorchModel:

@@ -20,6 +20,8 @@ COMMANDS = (
     "attack",
     "stress",
     "evaluate",
+    "index",
+    "watch",
     "verify-bundle",
     "victims",
     "methods",

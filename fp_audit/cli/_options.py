@@ -46,4 +46,10 @@ references = click.option(
     metavar="TARGET",
     help="A model, or folder of models, that is known to be independent of the victim. Repeatable.",
 )
+base = click.option(
+    "--base",
+    metavar="MODEL",
+    help="The public model that victim and suspects were made from: sharing its weights alone is then called "
+    "common-ancestor.",
+)
 DATA_HELP = "Labelled images: a parquet file or folder, an image folder, an .npz or a hub data set, optionally :split."

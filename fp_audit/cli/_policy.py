@@ -85,7 +85,8 @@ def check_place(policy: Policy, targets: Sequence[str]) -> None:
     if not policy.options and not policy.ignore:
         return
     for target in targets:
-        if Path(target).is_dir() and Path(target).resolve() in (here, *here.parents):
+        folder = Path(target).parent if target.endswith(".safetensors") else Path(target)
+        if folder.is_dir() and folder.resolve() in (here, *here.parents):
             raise UsageError(
                 f"{target} holds the policy ({policy.where}): a suspect could let itself pass. "
                 "Scan it from another folder"

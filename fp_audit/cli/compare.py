@@ -24,6 +24,7 @@ from fp_audit.cli import EXIT_FOUND, EXIT_NOTHING, _options, _progress, show
     metavar="N",
     help="With --data: train N independents to judge answers against.",
 )
+@_options.base
 @_options.cpu_device
 @_options.preprocess
 @_options.offline

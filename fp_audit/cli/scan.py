@@ -31,13 +31,16 @@ if TYPE_CHECKING:
     from fp_audit.policy import Policy
     from fp_audit.reports._base import Format, Report
     from fp_audit.scanning import ScanOptions
-    from fp_audit.types import Skipped, Verdict
+    from fp_audit.sources._ranged import Tally
+    from fp_audit.targets import Located
+    from fp_audit.types import Access, Skipped, Verdict
 
 BUNDLE = "bundle"
 """What ``--output`` calls the bundle of evidence, which is no report but holds one."""
 
 DEPTHS = ("identity", "weights", "queries", "gradients")
 FAIL_ON = ("identical", "derived", "suspected", "never")
+ENGINES = ("local", "ray")
 
 
 @click.command(
@@ -96,7 +99,20 @@ FAIL_ON = ("identical", "derived", "suspected", "never")
 @click.option("--max-bytes", type=click.IntRange(min=1), metavar="N", help="Most bytes to download for one model.")
 @_options.offline
 @click.option("--dry-run", is_flag=True, help="List what would be scanned and downloaded; open nothing.")
-@click.option("--resume", is_flag=True, help="Go on with an interrupted scan of the same targets.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Take over what earlier scans, interrupted or not, found out about the same content with the same victims and "
+    "options.",
+)
+@click.option("--stream", is_flag=True, help="Delete what was downloaded for a model when it has been examined.")
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="local",
+    show_default=True,
+    help="Who examines: this machine, or a Ray cluster (needs fp-audit[ray]).",
+)
 @click.option("--strict", is_flag=True, help="Exit with 4 if a target is inconclusive or skipped.")
 @click.option(
     "--baseline",
@@ -105,6 +121,7 @@ FAIL_ON = ("identical", "derived", "suspected", "never")
     help="Findings that are let pass: only others fail.",
 )
 @click.option("--update-baseline", is_flag=True, help="Write what is found to the baseline.")
+@_options.base
 @_options.cpu_device
 @_options.preprocess
 @click.pass_obj
@@ -167,22 +184,24 @@ def _scan(targets: tuple[str, ...], victim: tuple[str, ...], options: ScanOption
     from fp_audit.scanning import scan
     from fp_audit.types import Finding, Skipped
 
+    outcomes: list[Outcome] = []
     with _progress.shown() as progress:
-        examined: list[Outcome | Skipped] = []
+        tally = _progress.Tally(options.alpha)
 
         def seen(outcome: Outcome | Skipped, done: int, count: int) -> None:
-            examined.append(outcome)
-            progress(f"scanning {count} models", done / count)
+            tally.add(outcome)
+            progress("scanning", done / count, tally.note(count))
+            if isinstance(outcome, Outcome):  # evidence is in the findings; answers are needed for a bundle only
+                outcomes.append(outcome if options.record else replace(outcome, evidence={}, silent={}))
 
         try:
             results = list(scan(targets, victim, options, seen=seen))
         except KeyboardInterrupt:
-            click.echo(f"fp-audit: interrupted after {len(examined)} models; add --resume to go on", err=True)
+            click.echo(f"fp-audit: interrupted after {len(outcomes)} models; add --resume to go on", err=True)
             sys.exit(EXIT_INTERRUPTED)
     findings = tuple(item for item in results if isinstance(item, Finding))
     skipped = tuple(item for item in results if isinstance(item, Skipped))
     names = tuple(dict.fromkeys(finding.victim for finding in findings)) or victim
-    outcomes = [item for item in examined if isinstance(item, Outcome)]
     return Report(names, findings, skipped, options.alpha, options.depth), outcomes
 
 
@@ -228,15 +247,40 @@ def _exit_code(report: Report, *, strict: bool) -> int:
 
 def _dry_run(targets: tuple[str, ...], options: ScanOptions) -> int:
     from fp_audit.reports._text import printable
-    from fp_audit.targets import Located, locate
+    from fp_audit.targets import locate
+    from fp_audit.types import Skipped
 
-    total = models = 0
+    total = requests = asked = models = 0
     for item in locate(targets, options.sources):
-        if isinstance(item, Located):
-            missing = item.source.missing_bytes(item.artifact)
-            total, models = total + missing, models + 1
-            click.echo(f"{printable(item.artifact.target)}  {item.artifact.adapter}  {missing:,} bytes to download")
-        else:
+        if isinstance(item, Skipped):
             click.echo(f"{printable(item.target)}  skipped: {printable(item.reason)}")
-    click.echo(f"{models} models, at most {total:,} bytes to download; nothing was opened")
+            continue
+        first, whole = _needs(item, options.depth)
+        total, requests, models = (
+            total + first.bytes + whole.bytes,
+            requests + first.requests + whole.requests,
+            models + 1,
+        )
+        asked += item.source.spent(item.artifact).requests
+        in_parts = (
+            f"; first up to {first.bytes:,} in {first.requests}, to see if it is needed" if first.requests else ""
+        )
+        told = f"{whole.bytes:,} bytes to download in {whole.requests} requests{in_parts}"
+        click.echo(f"{printable(item.artifact.target)}  {item.artifact.adapter}  {told}")
+    listed = f" after {asked:,} requests to list them" if asked else ""
+    click.echo(
+        f"{models} models, at most {total:,} bytes to download in {requests:,} requests; nothing was opened{listed}"
+    )
     return 0 if models else EXIT_NOTHING
+
+
+def _needs(item: Located, depth: Access) -> tuple[Tally, Tally]:
+    """Return what a scan may read of a model in parts, and what a download takes; of its hashes alone, nothing."""
+    from fp_audit.sources._ranged import Tally
+    from fp_audit.targets import only_hashes
+    from fp_audit.types import Access
+
+    if depth < Access.WEIGHTS or only_hashes(item.artifact):
+        return Tally(), Tally()
+    source, artifact = item.source, item.artifact
+    return source.in_parts(artifact), Tally(source.missing_requests(artifact), source.missing_bytes(artifact))

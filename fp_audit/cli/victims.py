@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
 from fp_audit.errors import VictimError
 
 
-@click.group("victims", short_help="List, show or remove registered victims.")
+@click.group("victims", short_help="List, show, remove, export or import registered victims.")
 def command() -> None:
-    """List, show or remove registered victims."""
+    """List, show, remove, export or import registered victims."""
 
 
 @command.command("list")
@@ -58,3 +59,35 @@ def remove(name: str) -> None:
 
     victims.remove(name)
     click.echo(f"removed {name}")
+
+
+@command.command("export")
+@click.argument("name")
+@click.option(
+    "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Archive to write."
+)
+def export(name: str, out: Path) -> None:
+    """Write the victim NAME to one archive, with which others can scan without its owner's model and images.
+
+    It holds the query images and the victim's weight matrices: keep it confidential.
+    """
+    from fp_audit import exporting, victims
+
+    digest = exporting.write(name, out)
+    click.echo(f"{out}: sha256 {digest}, commitment {victims.describe(name)['commitment']}")
+    click.echo("it holds the query images and the victim's weights: keep it confidential", err=True)
+
+
+@command.command("import")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--replace", is_flag=True, help="Overwrite a registered victim of the same name.")
+def import_(file: Path, replace: bool) -> None:
+    """Register the victim in FILE, an archive of `fp-audit victims export`, after a check of every digest.
+
+    It holds the query images and the victim's weight matrices: keep it confidential.
+    """
+    from fp_audit import exporting, victims
+
+    victim = exporting.read(file, replace=replace)
+    click.echo(f"{victim.name}: registered {victim.facts['registered']}")
+    click.echo(f"commitment {victims.describe(victim.name)['commitment']}: compare it with what its owner published")

@@ -50,8 +50,14 @@ def printable(text: str, limit: int = 300) -> str:
 
 
 def why(finding: Finding) -> str:
-    """Say what a verdict rests on, and why it does not count if it does not."""
-    return finding.reason if finding.ignored is None else f"(ignored: {finding.ignored}) {finding.reason}"
+    """Say what a verdict rests on, what the card says instead, and why it does not count if it does not."""
+    said = grounds(finding)
+    return said if finding.ignored is None else f"(ignored: {finding.ignored}) {said}"
+
+
+def grounds(finding: Finding) -> str:
+    """Say what a verdict rests on, and what the model's card says instead."""
+    return finding.reason if finding.declared is None else f"{finding.reason}; it {finding.declared}"
 
 
 def p_text(p: float | None) -> str:

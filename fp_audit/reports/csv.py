@@ -11,8 +11,8 @@ from fp_audit.reports._text import escaped
 from fp_audit.types import Finding
 
 HEADINGS = (
-    *("target", "revision", "adapter", "victim", "verdict", "ignored", "p_value", "q_value", "reason"),
-    *("bytes_read", "queries", "seconds"),
+    *("target", "revision", "adapter", "victim", "verdict", "ignored", "p_value", "q_value", "reason", "declared"),
+    *("bytes_read", "queries", "seconds", "requests", "bytes_avoided"),
 )
 
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")

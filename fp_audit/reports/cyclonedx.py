@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+import json
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fp_audit import __version__
 from fp_audit.reports._base import Format, Report
-from fp_audit.reports._text import p_text, printable
+from fp_audit.reports._text import grounds, p_text, printable
 from fp_audit.types import Finding, Verdict
 
 if TYPE_CHECKING:
     from cyclonedx.model.component import Component
     from packageurl import PackageURL
+
+SCHEMA = "http://cyclonedx.org/schema/bom-1.6.schema.json"
 
 INHERITS = (Verdict.IDENTICAL, Verdict.DERIVED)
 """Verdicts that make the victim an ancestor."""
@@ -20,7 +23,11 @@ INHERITS = (Verdict.IDENTICAL, Verdict.DERIVED)
 class CycloneDx(Format):
     """CycloneDX 1.6 ML-BOM (JSON): a machine-learning model for each target; found victims are its ancestors.
 
-    Verdicts are properties ``fp-audit:verdict:VICTIM``; ``pedigree.notes`` says what they rest on.
+    Verdicts are properties ``fp-audit:verdict:VICTIM``; ``pedigree.notes`` says what they rest on. Each model that was
+    examined has a model card, with the inheritance as a risk.
+
+    The components are the library's; model cards, which it cannot hold yet, are added to its JSON. Its ``Json`` writer
+    is passed by: that registers an empty dependency for each component, in time quadratic in their number.
     """
 
     name: ClassVar[str] = "cyclonedx"
@@ -32,12 +39,13 @@ class CycloneDx(Format):
         from cyclonedx.model import Property
         from cyclonedx.model.bom import Bom
         from cyclonedx.model.component import Component, ComponentType
-        from cyclonedx.output.json import JsonV1Dot6
+        from cyclonedx.schema.schema import SchemaVersion1Dot6
 
         found: dict[tuple[str, str | None], list[Finding]] = {}
         for finding in report.findings:
             found.setdefault((finding.target, finding.revision), []).append(finding)
-        components = [_component(findings, f"model-{place}") for place, findings in enumerate(found.values(), 1)]
+        examined = {f"model-{place}": findings for place, findings in enumerate(found.values(), 1)}
+        components = [_component(findings, ref) for ref, findings in examined.items()]
         for place, item in enumerate(report.skipped, 1):
             about = [Property(name="fp-audit:skipped", value=printable(item.reason))]
             kind, name = ComponentType.MACHINE_LEARNING_MODEL, printable(item.target)
@@ -46,8 +54,13 @@ class CycloneDx(Format):
         bom.metadata.tools.components.add(
             Component(name="fp-audit", version=__version__, type=ComponentType.APPLICATION)
         )
-        text: str = JsonV1Dot6(bom).output_as_string(indent=1)
-        return text + "\n"
+        content = json.loads(bom.as_json(view_=SchemaVersion1Dot6))  # type: ignore[attr-defined]
+        for component in content.get("components", ()):
+            if component["bom-ref"] in examined:
+                component["modelCard"] = _card(examined[component["bom-ref"]])
+        return (
+            json.dumps({"$schema": SCHEMA, "bomFormat": "CycloneDX", "specVersion": "1.6", **content}, indent=1) + "\n"
+        )
 
 
 def _component(findings: list[Finding], ref: str) -> Component:
@@ -73,11 +86,31 @@ def _component(findings: list[Finding], ref: str) -> Component:
         properties=properties,
         pedigree=Pedigree(
             ancestors=[Component(name=printable(finding.victim), type=kind) for finding in inherited],
-            notes="\n".join(f"{printable(finding.victim)}: {printable(finding.reason)}" for finding in inherited),
+            notes="\n".join(f"{printable(finding.victim)}: {printable(grounds(finding))}" for finding in inherited),
         )
         if inherited
         else None,
     )
+
+
+def _card(findings: list[Finding]) -> dict[str, Any]:
+    """Return the model card of one target: what every model here does, and whom it goes back to."""
+    card: dict[str, Any] = {
+        "modelParameters": {
+            "task": "image-classification",
+            "inputs": [{"format": "image"}],
+            "outputs": [{"format": "class scores"}],
+        }
+    }
+    risks = [
+        {
+            "name": f"provenance: {finding.verdict}, registered model {printable(finding.victim)}",
+            "mitigationStrategy": "use and publish only as the owner of the registered model allows",
+        }
+        for finding in findings
+        if finding.verdict in INHERITS
+    ]
+    return {**card, "considerations": {"ethicalConsiderations": risks}} if risks else card
 
 
 def _address(finding: Finding) -> PackageURL | None:

@@ -6,7 +6,7 @@ from typing import ClassVar
 from xml.etree import ElementTree
 
 from fp_audit.reports._base import Format, Report
-from fp_audit.reports._text import escaped, p_text
+from fp_audit.reports._text import escaped, grounds, p_text
 from fp_audit.types import Finding, Skipped, Verdict
 
 
@@ -48,7 +48,7 @@ def _case(finding: Finding, report: Report) -> ElementTree.Element:
     case = ElementTree.Element(
         "testcase", name=escaped(finding.target), classname=escaped(finding.victim), time=seconds
     )
-    said = f"{finding.verdict} (p {p_text(finding.p_value)}): {escaped(finding.reason)}"
+    said = f"{finding.verdict} (p {p_text(finding.p_value)}): {escaped(grounds(finding))}"
     if report.fails(finding):
         failure = ElementTree.SubElement(case, "failure", type=str(finding.verdict), message=said)
         failure.text = "\n".join(_evidence(finding))

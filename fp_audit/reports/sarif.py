@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from fp_audit import __version__
 from fp_audit.reports._base import Format, Report, plain
-from fp_audit.reports._text import escaped, p_text
+from fp_audit.reports._text import escaped, grounds, p_text
 from fp_audit.types import Finding, Skipped, Verdict
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -74,7 +74,7 @@ def _result(finding: Finding) -> dict[str, Any]:
         "ruleId": str(finding.verdict),
         "ruleIndex": list(RULES).index(finding.verdict),
         "level": RULES[finding.verdict][0],
-        "message": {"text": escaped(f"{about}: {finding.reason}")},
+        "message": {"text": escaped(f"{about}: {grounds(finding)}")},
         "locations": [_location(finding.target)],
         "partialFingerprints": {"targetAndVictim/v1": _digest(finding.target, finding.victim)},
         "properties": plain(finding),

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -56,16 +56,19 @@ class Sandbox:
     """Opens suspects in confined children; see the module's text for what that means.
 
     ``path`` is appended to ``sys.path`` in the children: folders of trusted code that an interpreter
-    started afresh would not find. Methods may be called from several threads.
+    started afresh would not find. At most ``children`` live at a time (None: any number); who asks for one more
+    waits. Methods may be called from several threads.
     """
 
-    def __init__(self, limits: Limits | None = None, *, path: Sequence[Path] = ()) -> None:
+    def __init__(self, limits: Limits | None = None, *, path: Sequence[Path] = (), children: int | None = None) -> None:
         if os.name != "posix":
             raise UsageError("models can only be opened on Linux or macOS: this system cannot confine a process")
         self.limits = limits or Limits()
         self._path = [str(folder.resolve()) for folder in path]
         self._servers: dict[tuple[str, ...], Server] = {}
         self._lock = threading.Lock()
+        self._places = threading.Semaphore(children) if children else nullcontext()
+        self._closed = False
 
     def warm(self, preload: Sequence[str]) -> None:
         """Start importing ``preload`` now, without waiting for it."""
@@ -89,19 +92,19 @@ class Sandbox:
             "gpu": gpu,
             "limits": {name: getattr(self.limits, name) for name in _POLICY_LIMITS},
         }
-        server = self._server(tuple(preload))
-        connection, theirs = socket.socketpair()
-        with theirs:
-            try:
+        with ExitStack() as held:
+            held.enter_context(self._places)
+            server = self._server(tuple(preload))
+            connection, theirs = socket.socketpair()
+            held.callback(connection.close)
+            with theirs:
                 pid = server.fork(job, theirs)
-            except BaseException:
-                connection.close()
-                raise
-        return Child(server, pid, connection, self.limits)
+            return Child(server, pid, connection, self.limits, held.pop_all())
 
     def close(self) -> None:
         """End every child and every server."""
         with self._lock:
+            self._closed = True
             servers = list(self._servers.values())
             self._servers.clear()
         for server in servers:
@@ -115,6 +118,8 @@ class Sandbox:
 
     def _server(self, preload: tuple[str, ...]) -> Server:
         with self._lock:
+            if self._closed:
+                raise SandboxCrash("the sandbox was closed")
             server = self._servers.get(preload)
             if server is None or server.lost:
                 server = self._servers[preload] = Server(preload, self._path)
@@ -130,11 +135,12 @@ class Child:
     than start-up cost, use one child per suspect.
     """
 
-    def __init__(self, server: Server, pid: int, connection: socket.socket, limits: Limits) -> None:
+    def __init__(self, server: Server, pid: int, connection: socket.socket, limits: Limits, held: ExitStack) -> None:
         self._server = server
         self._pid = pid
         self._connection = connection
         self._limits = limits
+        self._held = held
         self._ended: str | None = None
 
     def call(self, request: Mapping[str, Any], *, wall_seconds: float | None = None) -> dict[str, Any]:
@@ -199,8 +205,9 @@ class Child:
         if self._ended is not None:
             return None
         self._ended = reason
-        self._connection.close()
-        return self._server.end(self._pid)
+        with self._held:  # closes the connection and gives up the place, when the process is gone
+            self._connection.close()
+            return self._server.end(self._pid)
 
 
 def _existing(path: Path) -> str:

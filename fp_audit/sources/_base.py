@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from fp_audit.errors import CorruptModel
+from fp_audit.headers import Readable
+from fp_audit.sources._ranged import Tally
 from fp_audit.types import Artifact, Listing, Skipped
 
 MAX_SMALL_FILE = 4 * 2**20
@@ -22,6 +24,8 @@ class SourceOptions:
     """Use only what is on this machine; make no request."""
     max_bytes: int | None = None
     """Refuse to download more than this for one model."""
+    stream: bool = False
+    """Delete what was downloaded for a model when it has been examined."""
 
 
 class Source(ABC):
@@ -69,9 +73,37 @@ class Source(ABC):
             UnavailableTarget: the network, the hub or ``max_bytes`` does not allow it.
         """
 
+    def release(self, artifact: Artifact) -> None:
+        """Give up what ``fetch`` keeps for this artifact alone: it has been examined. By default that is nothing.
+
+        Args:
+            artifact: as ``fetch`` returned it, or as it was listed where it was not fetched.
+        """
+        del artifact
+
     @abstractmethod
     def missing_bytes(self, artifact: Artifact) -> int:
         """Return how many bytes ``fetch`` would have to download."""
+
+    def missing_requests(self, artifact: Artifact) -> int:
+        """Return how many requests ``fetch`` would make at least: none, for what is on this machine."""
+        del artifact
+        return 0
+
+    def in_parts(self, artifact: Artifact) -> Tally:
+        """Return the most requests and bytes that reading in ``parts`` may take: none where that is not offered."""
+        del artifact
+        return Tally()
+
+    def parts(self, artifact: Artifact) -> Mapping[str, Readable] | None:
+        """Return the artifact's files, by path, to be read in parts; None where a download costs no more than that."""
+        del artifact
+        return None
+
+    def spent(self, artifact: Artifact) -> Tally:
+        """Return what was asked of a hub so far on account of the artifact, the listing of its repository included."""
+        del artifact
+        return Tally()
 
 
 def check_small(path: str, size: int) -> None:

@@ -3,9 +3,11 @@
 ::
 
     <home>/models/<org>--<model>/refs/<revision>         the commit that a revision meant when last listed
-                                 listings/<commit>.json  names, sizes and hashes of all files of the commit
+                                 listings/<commit>.json  names, sizes and hashes of all files of the commit,
+                                                         and the models that its card names
                                  files/<commit>/...      the files that were fetched, after their check
                                  partial/<commit>/...    a download that is going on
+                                 partial/<commit>.used   locked (shared) by whoever streams files of this commit
 
 The client's own cache is read but not used for this: its files are symbolic links out of the snapshot, a
 sandboxed model may read nothing but its own folder, and both ONNX libraries refuse external data behind
@@ -22,8 +24,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import quote
@@ -77,6 +79,33 @@ class Store:
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def use(self, repo: str, commit: str) -> int:
+        """Say that this process uses the files of a commit; return the descriptor that says so until it is closed."""
+        path = self._repo(repo) / "partial" / f"{commit}.used"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        return descriptor
+
+    def discard(self, repo: str, commit: str, paths: Iterable[str], used: int) -> bool:
+        """Delete some of the fetched files of a commit, and folders that this leaves empty; ``used`` is closed.
+
+        Returns:
+            Whether they were deleted: not while anybody else uses files of this commit.
+        """
+        root = self.root(repo, commit)
+        try:
+            fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for path in paths:
+                _join(root, path).unlink(missing_ok=True)
+                with suppress(OSError):  # other files are left
+                    os.removedirs(_join(root, path).parent)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(used)
+        return True
+
     def keep(self, staging: Path, repo: str, commit: str, file: File) -> bool:
         """Move a file out of ``staging`` into place, if it is the file that was listed; else remove it."""
         arrived = _join(staging, file.path)
@@ -90,8 +119,8 @@ class Store:
 
     def remember(self, listing: Listing, revision: str) -> None:
         """Keep a listing, and what the revision means now, for work without a network."""
-        files = json.dumps([asdict(file) for file in listing.files])
-        _write(self._repo(listing.target) / "listings" / f"{listing.revision}.json", files)
+        kept = json.dumps({"files": [asdict(file) for file in listing.files], "declared": listing.declared})
+        _write(self._repo(listing.target) / "listings" / f"{listing.revision}.json", kept)
         _write(self._repo(listing.target) / "refs" / quote(revision, safe=""), str(listing.revision))
 
     def recall(self, repo: str, revision: str) -> Listing | None:
@@ -100,7 +129,8 @@ class Store:
             ref = self._repo(repo) / "refs" / quote(revision, safe="")
             commit = revision if COMMIT.fullmatch(revision) else ref.read_text()
             kept = json.loads((self._repo(repo) / "listings" / f"{commit}.json").read_text())
-            return Listing(repo, tuple(File(**fields) for fields in kept), root=None, revision=commit)
+            files = tuple(File(**fields) for fields in kept["files"])
+            return Listing(repo, files, root=None, revision=commit, declared=tuple(kept["declared"]))
         except (OSError, ValueError, TypeError):  # absent, or damaged, which comes to the same
             return None
 

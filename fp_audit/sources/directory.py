@@ -6,14 +6,13 @@ import os
 import shutil
 import stat
 import tempfile
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fp_audit import augmentation
 from fp_audit.errors import UnavailableTarget
-from fp_audit.sources._base import MAX_SMALL_FILE, Source, check_small
+from fp_audit.sources._base import MAX_SMALL_FILE, Source, SourceOptions, check_small
 from fp_audit.sources._names import is_local
 from fp_audit.types import Artifact, File, Listing, Skipped
 
@@ -22,11 +21,19 @@ IGNORED = frozenset({".cache", ".git", ".hg", ".svn", ".venv", "__pycache__"})
 
 
 class DirectorySource(Source):
-    """A path. The whole tree is one listing; adapters find the models in it."""
+    """A path. The whole tree is one listing; adapters find the models in it.
+
+    A ``.safetensors`` file says too little to be a model: it stands for its folder.
+    """
 
     name = "directory"
     summary = "a model folder, a folder of models (searched recursively) or one model file"
     order = 20
+
+    def __init__(self, options: SourceOptions) -> None:
+        super().__init__(options)
+        self._copies: dict[str, tempfile.TemporaryDirectory[str]] = {}
+        """Folder -> copies of linked files; what is not released goes with the process."""
 
     def accepts(self, target: str) -> bool:
         """See ``Source.accepts``. A path that does not exist is accepted too, to say so."""
@@ -34,6 +41,8 @@ class DirectorySource(Source):
 
     def listings(self, target: str) -> Iterator[Listing | Skipped]:
         """See ``Source.listings``."""
+        if target.endswith(".safetensors") and os.path.isfile(target):
+            target = os.path.dirname(target) or "."
         if os.path.isdir(target):
             name = base = target.rstrip("/") or "/"
             root, found = Path(target), _walk(target)
@@ -54,7 +63,7 @@ class DirectorySource(Source):
 
     def read(self, listing: Listing, path: str) -> bytes:
         """See ``Source.read``."""
-        if listing.root is None or all(file.path != path for file in listing.files):
+        if listing.root is None or path not in listing.by_path:
             raise UnavailableTarget(f"{listing.target} has no file {path!r}")
         try:
             with (listing.root / path).open("rb") as file:
@@ -74,8 +83,9 @@ class DirectorySource(Source):
         if root is None or not any((root / file.path).is_symlink() for file in artifact.files):
             return artifact
         try:
-            folder = Path(tempfile.mkdtemp(prefix="fp-audit-"))
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            copies = tempfile.TemporaryDirectory(prefix="fp-audit-", ignore_cleanup_errors=True)
+            folder = Path(copies.name)
+            self._copies[copies.name] = copies
             for file in artifact.files:
                 (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(root / file.path, folder / file.path)
@@ -85,6 +95,12 @@ class DirectorySource(Source):
                 f"{tempfile.gettempdir()} ({error.strerror}): let TMPDIR name a folder with room"
             ) from error
         return replace(artifact, root=folder)
+
+    def release(self, artifact: Artifact) -> None:
+        """See ``Source.release``: copies of linked files."""
+        copies = self._copies.pop(str(artifact.root), None)
+        if copies is not None:
+            copies.cleanup()
 
     def missing_bytes(self, artifact: Artifact) -> int:
         """See ``Source.missing_bytes``: nothing, it is all here."""

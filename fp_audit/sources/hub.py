@@ -1,6 +1,7 @@
 """Models on the Hugging Face Hub, or on any server that speaks its protocol (``HF_ENDPOINT``).
 
-A repository is listed with one request, which also pins it: everything later asks for that commit. What was
+A repository is listed with one request, which also pins it: everything later asks for that commit. Small files take
+one request each; of large ones parts can be read (see ``_ranged``) before anything is downloaded. What was
 listed and fetched is kept (see ``_store``), so that ``--offline`` finds the same names, sizes, hashes and
 files again; a model that only the client's own cache has is found there.
 """
@@ -8,17 +9,21 @@ files again; a model that only the client's own cache has is found there.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fp_audit.declared import bases
 from fp_audit.errors import UnavailableTarget
+from fp_audit.headers import Readable
 from fp_audit.sources import _cache, _client
-from fp_audit.sources._base import Source, check_small
+from fp_audit.sources._base import MAX_SMALL_FILE, Source, SourceOptions, check_small
 from fp_audit.sources._names import is_inside, is_local
+from fp_audit.sources._ranged import MAX_BYTES, MAX_REQUESTS, WHOLE, Allowance, RangedFile, Tally
 from fp_audit.sources._store import COMMIT, Store, models_folder
 from fp_audit.types import Artifact, File, Listing, Skipped
 
@@ -38,6 +43,14 @@ class HubSource(Source):
     summary = "a model on the Hugging Face Hub (org/model[@revision]) or all models of an account (org/)"
     order = 30
 
+    def __init__(self, options: SourceOptions) -> None:
+        super().__init__(options)
+        self._brought: dict[tuple[str, str], list[str]] = {}
+        """Repository and commit -> files that were downloaded here, or copied from the client's cache."""
+        self._used: dict[tuple[str, str, str], int] = {}
+        """Fetched model -> descriptor that keeps other processes from deleting its files."""
+        self._tallies: dict[tuple[str, str], Tally] = {}
+
     def accepts(self, target: str) -> bool:
         """See ``Source.accepts``. ``modles/foo`` without such a folder is taken for a hub id."""
         return not is_local(target)
@@ -56,7 +69,7 @@ class HubSource(Source):
 
     def read(self, listing: Listing, path: str) -> bytes:
         """See ``Source.read``."""
-        file = next((file for file in listing.files if file.path == path), None)
+        file = listing.by_path.get(path)
         if file is None:
             raise UnavailableTarget(f"{listing.target} has no file {path!r}")
         check_small(path, file.size)
@@ -66,16 +79,65 @@ class HubSource(Source):
 
     def fetch(self, artifact: Artifact) -> Artifact:
         """See ``Source.fetch``."""
+        if _listed(artifact) not in self._used:
+            with _client.explained(artifact.target):
+                self._used[_listed(artifact)] = self._store.use(*_address(artifact))
         needed, allowed = self.missing_bytes(artifact), self.options.max_bytes
         if allowed is not None and needed > allowed:
             raise UnavailableTarget(f"{artifact.target}: {needed:,} bytes to download, --max-bytes allows {allowed:,}")
         return replace(artifact, root=self._obtain(*_address(artifact), artifact.files))
 
+    def release(self, artifact: Artifact) -> None:
+        """See ``Source.release``: when streaming, the files that this source downloaded, unless they are in use."""
+        address = _address(artifact)
+        used = self._used.pop(_listed(artifact), None)
+        if self.options.stream and address in self._brought:
+            self._store.discard(*address, self._brought[address], self._store.use(*address) if used is None else used)
+        elif used is not None:
+            os.close(used)
+
     def missing_bytes(self, artifact: Artifact) -> int:
         """See ``Source.missing_bytes``."""
+        return sum(file.size for file in self._missing(artifact))
+
+    def missing_requests(self, artifact: Artifact) -> int:
+        """See ``Source.missing_requests``."""
+        return sum(1 if file.size <= MAX_SMALL_FILE else _client.DOWNLOAD for file in self._missing(artifact))
+
+    def in_parts(self, artifact: Artifact) -> Tally:
+        """See ``Source.in_parts``. Under ``max_bytes`` they may take what a download leaves, if that is allowed."""
+        missing, allowed = self.missing_bytes(artifact), self.options.max_bytes
+        if missing <= WHOLE or self._offline:
+            return Tally()
+        most = min(missing // 2, MAX_BYTES)
+        if allowed is not None:
+            most = min(most, allowed - missing if missing <= allowed else allowed)
+        return Tally(MAX_REQUESTS, most)
+
+    def parts(self, artifact: Artifact) -> Mapping[str, Readable] | None:
+        """See ``Source.parts``."""
+        most = self.in_parts(artifact)
+        if not most.requests:
+            return None
+        (repo, commit), tally = _address(artifact), self.spent(artifact)
+        allowance = Allowance(most.requests, most.bytes)
+        return {
+            file.path: RangedFile(file.size, _client.Part(repo, file.path, commit, file.size, tally).read, allowance)
+            for file in artifact.files
+        }
+
+    def spent(self, artifact: Artifact) -> Tally:
+        """See ``Source.spent``. One listing of an account names up to 1,000 models; it is nobody's account."""
+        return self._tally(*_address(artifact))
+
+    def _tally(self, repo: str, commit: str) -> Tally:
+        return self._tallies.setdefault((repo, commit), Tally())
+
+    def _missing(self, artifact: Artifact) -> list[File]:
+        """List the files that are not on this machine."""
         repo, commit = _address(artifact)
         missing = (file for file in artifact.files if self._store.find(repo, commit, file) is None)
-        return sum(file.size for file in missing if _cache.find(repo, commit, file.path) is None)
+        return [file for file in missing if _cache.find(repo, commit, file.path) is None]
 
     @property
     def _store(self) -> Store:
@@ -106,13 +168,15 @@ class HubSource(Source):
         if self._offline:
             yield self._recall(repo, revision or _DEFAULT_REVISION)
             return
-        info = _client.model_info(repo, revision)
+        tally = Tally()
+        info = _client.model_info(repo, revision, tally)
         if not COMMIT.fullmatch(info.sha or ""):
             raise UnavailableTarget(f"{repo}: the hub did not say which commit it listed, got {info.sha!r}")
         files = [_file(repo, sibling) for sibling in info.siblings or ()]
         inside = tuple(sorted((file for file in files if is_inside(file.path)), key=lambda file: file.path))
         outside = [file.path for file in files if not is_inside(file.path)]
-        listing = Listing(repo, inside, root=None, revision=info.sha)
+        listing = Listing(repo, inside, root=None, revision=info.sha, declared=bases(info.card_data))
+        self._tallies[repo, str(info.sha)] = tally
         with contextlib.suppress(OSError):  # a disk that cannot be written is no reason not to list
             self._store.remember(listing, revision or _DEFAULT_REVISION)
         if outside:
@@ -133,6 +197,7 @@ class HubSource(Source):
                 for file in files:
                     if store.find(repo, commit, file) is None:  # another process may have brought it meanwhile
                         self._bring(staging, repo, commit, file)
+                        self._brought.setdefault((repo, commit), []).append(file.path)
         return store.root(repo, commit)
 
     def _bring(self, staging: Path, repo: str, commit: str, file: File) -> None:
@@ -147,7 +212,14 @@ class HubSource(Source):
             raise UnavailableTarget(
                 f"{repo}: {file.path!r} is not on this machine (offline): scan it once without --offline"
             )
-        _client.download(repo, file.path, commit, staging)
+        tally = self._tally(repo, commit)
+        if file.size <= MAX_SMALL_FILE:
+            content = _client.Part(repo, file.path, commit, file.size, tally).read(0, file.size)
+            with _client.explained(f"{repo}: {file.path!r}"):
+                (staging / file.path).parent.mkdir(parents=True, exist_ok=True)
+                (staging / file.path).write_bytes(content)
+        else:
+            _client.download(repo, file.path, commit, staging, tally)
         if not self._store.keep(staging, repo, commit, file):
             raise UnavailableTarget(
                 f"{repo}: {file.path!r} differs in size or hash from what the hub listed for {commit[:12]}"
@@ -159,6 +231,11 @@ def _address(artifact: Artifact) -> tuple[str, str]:
     if artifact.listing is None or artifact.revision is None:
         raise UnavailableTarget(f"{artifact.target} does not come from a hub: it has no repository and commit")
     return artifact.listing, artifact.revision
+
+
+def _listed(artifact: Artifact) -> tuple[str, str, str]:
+    """Tell fetched models apart, two of one repository included."""
+    return (*_address(artifact), artifact.entry)
 
 
 def _file(repo: str, sibling: RepoSibling) -> File:

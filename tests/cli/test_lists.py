@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fp_audit import __version__, plugins
+from fp_audit.cli import doctor
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,17 @@ def test_doctor(home, invoke):
     for word in ("python 3.", "onnxruntime ", "CUDA for torch", "isolation of suspects", "network", str(home)):
         assert word in result.stdout
     assert "(2 victims)" in result.stdout
+
+
+def test_doctor_knows_which_extras_are_absent():
+    requirements = [
+        "numpy>=2",
+        "numpy>=2; extra == 'here'",
+        'no-such-thing[x]>=2; python_version > "3" and extra == "there"',
+        "click; extra == 'there'",
+        "no-such-tool; extra == 'dev'",
+    ]
+    assert doctor.absent_of(requirements) == {"here": [], "there": ["no-such-thing"]}
 
 
 def test_version(invoke):

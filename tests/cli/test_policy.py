@@ -49,9 +49,10 @@ class TestDefaults:
         assert alpha() == 0.04
         assert alpha("--alpha", "0.05") == 0.05
 
-    @pytest.mark.parametrize("target", [".", ".."])
+    @pytest.mark.parametrize("target", [".", "..", "model.safetensors"])
     def test_a_policy_that_came_with_a_suspect_is_refused(self, home, invoke, here, chosen, target):
         (here / "fp-audit.toml").write_text('fail-on = "never"\n')
+        (here / "model.safetensors").touch()
         result = invoke("scan", target)
         assert result.exit_code == 2
         assert "a suspect could let itself pass" in result.stderr
@@ -84,7 +85,7 @@ class TestDefaults:
     @pytest.mark.parametrize(
         ("text", "says"),
         [
-            ("dept = 'weights'", "unknown key 'dept': expected ignore or one of alpha, baseline, depth"),
+            ("dept = 'weights'", "unknown key 'dept': expected ignore or one of alpha, base, baseline, depth"),
             ("resume = true", "unknown key 'resume'"),
             ("help = true", "unknown key 'help'"),
             ("depth = 3", "depth = 3: expected text"),
@@ -181,10 +182,7 @@ class TestBaseline:
         assert report["findings"][0]["ignored"] == "licensed"
         assert json.loads((here / "known.json").read_text())["findings"] == []
 
-    def test_it_holds_for_a_resumed_scan(self, home, registered, invoke, here, monkeypatch):
-        from fp_audit.scanning import _Journal
-
-        monkeypatch.setattr(_Journal, "forget", lambda self: None)
+    def test_it_holds_for_a_resumed_scan(self, home, registered, invoke, here):
         options = ("--baseline", "known.json")
         scanned(invoke, registered.int8, *options, "--update-baseline")
         result, report = scanned(invoke, registered.int8, *options, "--resume")

@@ -6,14 +6,27 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from fp_audit.cli import scan as module
+
+
+def finished(home):
+    """Key of each result that is kept -> when it was found out."""
+    if not (home / "results.sqlite").exists():
+        return {}
+    with closing(sqlite3.connect(f"file:{home}/results.sqlite?mode=ro", uri=True)) as connection:
+        try:
+            return dict(connection.execute("SELECT key, examined FROM outcomes"))
+        except sqlite3.OperationalError:  # no table yet
+            return {}
 
 
 class TestShell:
@@ -37,7 +50,7 @@ class TestShell:
         assert json.loads((tmp_path / "r.json").read_text()) == report
         assert "derived" in table.read_text()
         assert "\x1b" not in table.read_text() + done.stdout + done.stderr
-        assert "scanning 1 models" in done.stderr
+        assert "1 of 1 models: 1 derived?" in done.stderr
 
     def test_a_wrong_option_is_2(self, home, registered, shell):
         done = shell("scan", registered.int8, "--victim", "nobody")
@@ -57,7 +70,8 @@ class TestShell:
         assert done.returncode == 4
         assert "skipped" in done.stdout
 
-    def test_interrupted_is_130_and_resumes(self, home, registered, tmp_path, invoke):
+    @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+    def test_interrupted_or_killed_loses_and_repeats_nothing(self, home, registered, tmp_path, invoke, how, code):
         for name in range(60):
             (tmp_path / "many" / str(name)).mkdir(parents=True)
             shutil.copy(registered.int8, tmp_path / "many" / str(name))
@@ -67,19 +81,22 @@ class TestShell:
             [script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         deadline = time.monotonic() + 60
-        while not any(path.read_text() for path in home.glob("scans/*.jsonl")) and process.poll() is None:
+        while not finished(home) and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, how)
         out, err = process.communicate(timeout=30)
-        assert process.returncode == 130, (out, err)
+        assert process.returncode == code, (out, err)
         assert "Traceback" not in err
-        assert "--resume" in err
+        assert ("--resume" in err) == (how == signal.SIGINT)
         assert out == ""
-        (journal,) = home.glob("scans/*.jsonl")
-        finished = len(journal.read_text().splitlines())
-        assert 1 <= finished < 60
-        assert len(list(home.glob("scans/*"))) == 1
+        before = finished(home)
+        assert 1 <= len(before) < 60
+        report = json.loads(invoke(*arguments, "--resume", "--format", "json").stdout)
+        assert sorted(finding["target"] for finding in report["findings"]) == sorted(map(str, range(60)))
+        assert sum(finding["cost"]["examined"] is not None for finding in report["findings"]) == len(before)
+        assert before.items() <= finished(home).items()
+        assert len(finished(home)) == 60
 
     def test_targets_from_standard_input(self, home, registered, shell):
         done = shell("scan", "-", "--victim", "owner", "--depth", "weights", input=f"{registered.int8}\n")

@@ -61,3 +61,24 @@ def test_a_damaged_register_does_not_hide_the_others(home, invoke):
     result = invoke("victims", "list")
     assert "Traceback" not in result.stderr
     assert "owner" in result.stdout
+
+
+def test_export_and_import(home, registered, invoke, tmp_path, monkeypatch):
+    archive = tmp_path / "asked.zip"
+    result = invoke("victims", "export", "asked", "--out", archive)
+    assert result.exit_code == 0
+    assert "keep it confidential" in result.stderr
+    committed = victims.describe("asked")["commitment"]
+    assert committed in result.stdout
+    expected = invoke("scan", registered.int8, "--victim", "asked", "--jobs", "1", "--format", "json")
+    monkeypatch.setenv("FP_AUDIT_HOME", str(tmp_path / "pipeline"))
+    result = invoke("victims", "import", archive)
+    assert result.exit_code == 0
+    assert f"commitment {committed}" in result.stdout
+    found = invoke("scan", registered.int8, "--jobs", "1", "--format", "json")
+    (ours,), (theirs,) = (json.loads(text)["findings"] for text in (found.stdout, expected.stdout))
+    assert {**ours, "cost": None} == {**theirs, "cost": None}
+    again = invoke("victims", "import", archive)
+    assert again.exit_code == 2
+    assert len(again.stderr.splitlines()) == 1
+    assert invoke("victims", "import", archive, "--replace").exit_code == 0

@@ -1,5 +1,6 @@
 """Weights: the bound by simulation, a slow loop as an oracle, and what must and must not be found."""
 
+from dataclasses import replace
 from math import factorial
 
 import numpy as np
@@ -108,13 +109,12 @@ def test_a_copy_is_identical():
     assert score.identical
     assert score.value == pytest.approx(1)
     assert score.p_value < 1e-12
-    assert score.detail == {
-        "matrices": 3,
-        "matched": 3,
-        "equal": 3,
-        "cosine": pytest.approx(1),
-        "relative_l2": 0.0,
-    }
+    known = {"matrices": 3, "matched": 3, "relabelled": 0, "equal": 3, "relative_l2": 0.0, "bits": 0.0, "places": ""}
+    assert {key: score.detail[key] for key in known} == known
+    assert score.detail["cosine"] == pytest.approx(1)
+    assert score.detail["cka"] == pytest.approx(1)
+    assert score.detail["direction"]["child"] is None
+    assert [layer["name"] for layer in score.detail["layers"]] == ["0.weight", "2.weight", "4.weight"]
 
 
 def fine_tuned():
@@ -169,8 +169,8 @@ def test_shared_constant_tables_alone_are_not_evidence():
 
 def test_less_than_half_of_the_matrices_is_not_evidence():
     rng = np.random.default_rng(0)
-    ours = {str(i): rng.normal(size=(16, 9 + i)) for i in range(5)}
-    other = {str(i): rng.normal(size=(16, 9 + i)) for i in range(5)}
+    ours = {str(i): rng.normal(size=(16, 19 + i)) for i in range(5)}
+    other = {str(i): rng.normal(size=(16, 19 + i)) for i in range(5)}
     assert compared(ours, {**other, "0": ours["0"], "1": ours["1"]}).p_value > 0.05
     assert compared(ours, {**other, "0": ours["0"], "1": ours["1"], "2": ours["2"]}).p_value < 1e-9
 
@@ -204,6 +204,86 @@ def test_several_counterparts_cost_their_number():
     assert both.p_value == pytest.approx(2 * p)
 
 
+def permuted(tensors, rng, keep=1.0, most=1.0):
+    """Relabel the hidden units of the network, multiply them by factors, and keep a share of them."""
+    found = dict(tensors)
+    for first, second in (("0", "2"), ("2", "4")):
+        size = len(found[f"{first}.weight"])
+        order, factors = rng.permutation(size)[: round(keep * size)], most ** rng.uniform(-1, 1, size)
+        found[f"{first}.weight"] = (found[f"{first}.weight"] * factors[:, None])[order]
+        found[f"{first}.bias"] = (found[f"{first}.bias"] * factors)[order]
+        found[f"{second}.weight"] = (found[f"{second}.weight"] / factors)[:, order]
+    return found
+
+
+HIDDEN = {
+    "permuted": lambda rng: permuted(VICTIM, rng),
+    "permuted and rescaled": lambda rng: permuted(VICTIM, rng, most=8.0),
+    "fine-tuned and permuted": lambda rng: permuted(fine_tuned(), rng),
+    "a quarter of the units cut out": lambda rng: permuted(VICTIM, rng, keep=0.75),
+    "permuted and quantised": lambda rng: {k: per_row(v, dequantised) for k, v in permuted(VICTIM, rng).items()},
+}
+
+
+@pytest.mark.parametrize("how", HIDDEN)
+def test_copies_in_another_order_are_found(how):
+    score = compared(VICTIM, HIDDEN[how](np.random.default_rng(2)))
+    assert score.p_value < 1e-3
+    assert score.value > 0.8
+    assert score.detail["relabelled"] >= 2
+    assert not score.identical
+    assert "in another order or scale" in Weights.explain(score.value, score.detail, None)
+
+
+def test_residual_streams_that_are_permuted_are_found():
+    rng = np.random.default_rng(0)
+    ours = {
+        f"{i}.{side}": rng.normal(size=(48, 32) if side == "up" else (32, 48))
+        for i in range(3)
+        for side in ("up", "down")
+    }
+    stream = rng.permutation(32)
+    theirs = {}
+    for i in range(3):
+        inner = rng.permutation(48)
+        theirs[f"{i}.up"] = ours[f"{i}.up"][inner][:, stream] + 0.05 * rng.normal(size=(48, 32))
+        theirs[f"{i}.down"] = ours[f"{i}.down"][stream][:, inner] + 0.05 * rng.normal(size=(32, 48))
+    score = compared(ours, theirs)
+    assert score.p_value < 1e-6
+    assert score.detail["relabelled"] == 6
+    assert score.detail["agreeing"] == 1
+
+
+def test_a_few_copied_blocks_are_found_and_named():
+    rng = np.random.default_rng(0)
+    ours = {f"body.layers.{i}.{side}.weight": rng.normal(size=(20, 20)) for i in range(9) for side in "qkv"}
+    other = {name: rng.normal(size=value.shape) for name, value in ours.items()}
+    part = {name: value for name, value in ours.items() if ".3." in name or ".4." in name}
+    score = compared(ours, {**other, **part})
+    assert score.p_value < 1e-9
+    assert score.detail["matched"] == 6
+    assert Weights.explain(score.value, score.detail, None).endswith("bit for bit): blocks 3 to 4 of body.layers")
+
+
+def test_a_table_of_positions_in_a_deep_network_is_not_evidence():
+    rng = np.random.default_rng(0)
+    ours, theirs = ({str(i): rng.normal(size=(20, 20)) for i in range(20)} for _ in range(2))
+    table = {
+        "positions": np.sin(np.arange(64)[:, None] / 3 ** np.arange(16)),
+        "again": np.cos(np.arange(99 * 8)).reshape(99, 8),
+    }
+    assert compared({**ours, **table}, {**theirs, **table}).p_value > 0.05
+
+
+def test_averaged_weights_beside_the_weights_do_not_accuse_others():
+    def with_average(seed):
+        tensors = arrays(mlp(seed))
+        near = {f"ema.{name}": value * 0.99 + 0.01 * arrays(mlp(seed + 1))[name] for name, value in tensors.items()}
+        return {**tensors, **near}
+
+    assert min(compared(with_average(s), with_average(s + 50)).p_value for s in range(4)) > 0.05
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs", "match"),
     [
@@ -227,3 +307,12 @@ def test_constant_matrices_match_nothing():
 def test_weights_that_are_no_numbers_are_no_evidence():
     score = compared(VICTIM, {name: np.full_like(value, np.nan) for name, value in VICTIM.items()})
     assert (score.p_value, score.value) == (1.0, 0.0)
+
+
+def test_names_stay_with_their_tensors_whatever_the_order_they_were_stored_in():
+    ours = {f"layers.{i}.weight": np.random.default_rng(i).normal(size=(20, 20)) for i in range(12)}
+    made = Weights().generate(subject(ours), None, seed=0)
+    stored = replace(made, arrays=dict(sorted(made.arrays.items())))
+    theirs = {"a": ours["layers.2.weight"], "b": ours["layers.10.weight"], "c": ours["layers.11.weight"]}
+    score = Weights().compare(stored, subject(theirs))
+    assert score.detail["places"] == "block 2 of layers, blocks 10 to 11 of layers"

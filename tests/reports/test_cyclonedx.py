@@ -70,6 +70,16 @@ def test_a_model_of_a_hub_has_its_address():
     assert "purl" not in found["local/model"]
 
 
+def test_examined_models_have_a_card_that_names_what_they_inherit():
+    found = by_name(parsed(everything()))
+    cards = {name: component["modelCard"] for name, component in found.items() if "modelCard" in component}
+    assert cards.keys() == found.keys() - {"broken"}
+    assert {card["modelParameters"]["task"] for card in cards.values()} == {"image-classification"}
+    risks = {name: card["considerations"]["ethicalConsiderations"] for name, card in cards.items() if len(card) > 1}
+    assert risks.keys() == {"t-identical", "t-derived", "let/go", "hub/model"}
+    assert [risk["name"] for risk in risks["t-derived"]] == ["provenance: derived, registered model digits"]
+
+
 def test_two_victims_of_one_target_are_two_ancestors():
     content = parsed(report(finding("a", victim="x"), finding("a", Verdict.IDENTICAL, victim="y")))
     (component,) = content["components"]

@@ -19,7 +19,7 @@ def finding(target="thief/ftal", verdict=Verdict.DERIVED, victim="digits", p=P):
         Evidence("negatives", Access.QUERIES, 0.93, 1e-300, null, 100, "says the same", {"x": [1, 2]}),
         Evidence("sac", Access.QUERIES, 0.5, None, None, 100),
     )
-    cost = Cost(432000, 200, 0.8)
+    cost = Cost(432000, 200, 0.8, requests=3, bytes_avoided=9)
     return Finding(target, victim, verdict, "it is", "onnx", None, p, p, evidence, cost)
 
 
@@ -45,7 +45,14 @@ def test_the_keys_are_those_of_the_design():
     assert {"method", "access", "score", "p_value", "null", "queries", "detail"} <= set(one["evidence"][0])
     assert one["evidence"][0]["access"] == "queries"
     assert one["evidence"][1]["null"] is None
-    assert one["cost"] == {"bytes_read": 432000, "queries": 200, "seconds": 0.8}
+    assert one["cost"] == {
+        "bytes_read": 432000,
+        "queries": 200,
+        "seconds": 0.8,
+        "requests": 3,
+        "bytes_avoided": 9,
+        "examined": None,
+    }
     assert got["skipped"] == [{"target": "b", "reason": "why"}]
 
 

@@ -83,6 +83,12 @@ class TestFolder:
         monkeypatch.chdir(tmp_path)
         assert look(target)[0].target == name
 
+    def test_weights_stand_for_their_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write(tmp_path, "a/config.json", "a/model.safetensors", "m.safetensors")
+        monkeypatch.chdir(tmp_path)
+        assert look("a/model.safetensors") == look("a")
+        assert look("m.safetensors") == look(".")
+
     def test_folders_of_tools_are_passed_over(self, tmp_path: Path) -> None:
         write(tmp_path, ".git/m.onnx", ".cache/m.onnx", "a/.venv/m.onnx", "a/m.onnx")
         assert names(tmp_path) == ["a/m.onnx"]
