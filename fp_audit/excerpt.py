@@ -21,15 +21,14 @@ from numpy.typing import NDArray
 
 from fp_audit.errors import NotApplicable
 from fp_audit.fingerprints._adapted import is_adapter
-from fp_audit.fingerprints.weights import fixed_points_p
+from fp_audit.fingerprints._relabelled import LEAST_KEPT
+from fp_audit.fingerprints.weights import MATCHED, MIN_COLUMNS, MIN_ROWS, fixed_points_p
 from fp_audit.headers import Layout, Place, Readable, safetensors
 from fp_audit.onnx_headers import onnx
 from fp_audit.types import Access, Evidence, Fingerprint, Score
 
 METHOD = "weights"
 """The method whose fingerprints are used."""
-MIN_ROWS, MIN_COLUMNS = 6, 4
-"""Smaller matrices are not compared, as in ``fingerprints.weights``."""
 LEAST_ROWS, MOST_ROWS, ROW_BYTES = 16, 32, 2**15
 """Rows read of a matrix: as many as lie in ``ROW_BYTES``, within these limits."""
 COMPARED = 256
@@ -40,10 +39,6 @@ WINDOW = 2**17
 """Bytes of one request: neighbouring matrices are read together."""
 MAX_BYTES = 2**19
 """Most bytes that are read of matrices."""
-MATCHED = 1e-3
-"""p-value at which a matrix counts as matched."""
-LEAST_KEPT = 0.25
-"""Share of an axis that pruning of channels may leave."""
 SHARE = 0.01
 """Share of the error rate that looks into an excerpt may use up; the rest is left to the whole method."""
 
