@@ -10,7 +10,6 @@ classes into the victim's order, ``Randomised`` puts the random preprocessing in
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -246,13 +245,17 @@ class Averaged(Wrapper):
 
 
 class Memoised(Wrapper):
-    """Asks each distinct batch once: methods, and victims, that share images share the answers."""
+    """Asks each distinct batch once: methods, and victims, that share images share the answers.
+
+    Batches are known by their shape and Python's hash of their bytes (SipHash, 64 bits, keyed anew in every process):
+    ten times as fast as sha256, and no suspect chooses what it is asked.
+    """
 
     def __init__(self, model: BlackBox) -> None:
         super().__init__(model)
         self.fresh = Counted(model)
         """The same model, without the memory."""
-        self._answers: dict[bytes, Outputs] = {}
+        self._answers: dict[tuple[tuple[int, ...], int], Outputs] = {}
 
     @classmethod
     def of(cls, model: BlackBox) -> Memoised:
@@ -266,7 +269,7 @@ class Memoised(Wrapper):
 
     def predict(self, images: Images) -> Outputs:
         """See ``BlackBox.predict``."""
-        key = hashlib.sha256(np.ascontiguousarray(images).data).digest() + repr(images.shape).encode()
+        key = images.shape, hash(images.tobytes())
         if key not in self._answers:
             self._answers[key] = self.fresh.predict(images)
         return self._answers[key]

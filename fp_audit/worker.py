@@ -5,7 +5,7 @@ Requests and answers are JSON values. The child keeps the suspect open between r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,22 @@ from fp_audit.preprocess import Preprocess
 from fp_audit.subject import Subject
 from fp_audit.targets import adapter
 from fp_audit.types import Access, Artifact, File, Score
+from fp_audit.victims import Victim
 
 TASK = "fp_audit.worker:Worker"
+
+_KNOWN: dict[str, Victim] = {}
+"""Folder -> victim, read before the process was forked (see ``remember``)."""
+
+
+def remember(folders: Sequence[str]) -> None:
+    """Read victims and check their digests, once for all children that are forked from now on."""
+    _KNOWN.update({folder: victims.load(Path(folder)) for folder in folders})
+
+
+def prepare(folders: Iterable[Path]) -> tuple[str, Sequence[str]]:
+    """Return what makes a ``Sandbox`` call ``remember``."""
+    return "fp_audit.worker:remember", [str(folder) for folder in folders]
 
 
 class Worker:
@@ -34,7 +48,7 @@ class Worker:
         subject = self._subject(request, access)
         answer = {}
         for folder, methods in request["victims"].items():
-            victim = victims.load(Path(folder), methods)
+            victim = _KNOWN.get(folder) or victims.load(Path(folder), methods)
             answer[folder] = comparison_to_json(
                 compare(subject, victim, methods, access, record=request["record"], repeats=request["repeats"])
             )

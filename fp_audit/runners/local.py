@@ -20,6 +20,7 @@ from fp_audit.runners import AHEAD
 from fp_audit.sandbox import Sandbox
 from fp_audit.targets import Located
 from fp_audit.types import Skipped
+from fp_audit.worker import prepare
 
 
 def run(located: Iterable[Located | Skipped], job: Job, *, jobs: int | None = None) -> Iterator[Outcome | Skipped]:
@@ -38,7 +39,10 @@ def run(located: Iterable[Located | Skipped], job: Job, *, jobs: int | None = No
             first.append(item)
     workers = max(1, len(first))
     job = replace(job, load=replace(job.load, threads=job.load.threads or max(1, cores() // workers)))
-    with Sandbox(job.limits, children=workers) as sandbox, _Hands(workers + AHEAD, job, sandbox) as hands:
+    with (
+        Sandbox(job.limits, children=workers, prepare=prepare(job.victims)) as sandbox,
+        _Hands(workers + AHEAD, job, sandbox) as hands,
+    ):
         for item in chain(first, stream):
             if isinstance(item, Skipped):
                 yield item

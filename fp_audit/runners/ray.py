@@ -24,6 +24,7 @@ from fp_audit.errors import UsageError, VictimError
 from fp_audit.sandbox import Sandbox
 from fp_audit.targets import Located
 from fp_audit.types import Skipped
+from fp_audit.worker import prepare
 
 RETRIES = 2
 """Times that a model is examined again after its node or process was lost."""
@@ -142,7 +143,8 @@ def _examine(item: Located, order: _Order) -> Outcome | Skipped:
     if order.scan not in _HERE:
         while _HERE:
             _HERE.popitem()[1][1].close()
-        _HERE[order.scan] = _settled(order), Sandbox(order.job.limits)
+        job = _settled(order)
+        _HERE[order.scan] = job, Sandbox(job.limits, prepare=prepare(job.victims))
     return audit.examine(item, *_HERE[order.scan])
 
 

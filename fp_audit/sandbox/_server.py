@@ -27,7 +27,9 @@ _COMMAND_SECONDS = 30.0
 class Server:
     """The parent's handle on one warm server."""
 
-    def __init__(self, preload: tuple[str, ...], path: Sequence[str]) -> None:
+    def __init__(
+        self, preload: tuple[str, ...], path: Sequence[str], prepare: tuple[str, Sequence[str]] | None = None
+    ) -> None:
         self._preload = preload
         self._lock = threading.Lock()
         self._ready = False
@@ -48,7 +50,7 @@ class Server:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        hello = {"home": str(self._home), "parent": os.getpid(), "path": path, "preload": preload}
+        hello = {"home": str(self._home), "parent": os.getpid(), "path": path, "preload": preload, "prepare": prepare}
         with suppress(ConnectionError):  # it died already: the first command will say why
             send(self._control, {**hello, "user_home": str(Path(os.path.expanduser("~")).resolve())})
 

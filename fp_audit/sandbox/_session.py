@@ -57,14 +57,23 @@ class Sandbox:
 
     ``path`` is appended to ``sys.path`` in the children: folders of trusted code that an interpreter
     started afresh would not find. At most ``children`` live at a time (None: any number); who asks for one more
-    waits. Methods may be called from several threads.
+    waits. ``prepare`` is called in every server before it forks, ``"package.module:function"`` with these texts: what
+    it leaves in memory all children share. Methods may be called from several threads.
     """
 
-    def __init__(self, limits: Limits | None = None, *, path: Sequence[Path] = (), children: int | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        *,
+        path: Sequence[Path] = (),
+        children: int | None = None,
+        prepare: tuple[str, Sequence[str]] | None = None,
+    ) -> None:
         if os.name != "posix":
             raise UsageError("models can only be opened on Linux or macOS: this system cannot confine a process")
         self.limits = limits or Limits()
         self._path = [str(folder.resolve()) for folder in path]
+        self._prepare = prepare
         self._servers: dict[tuple[str, ...], Server] = {}
         self._lock = threading.Lock()
         self._places = threading.Semaphore(children) if children else nullcontext()
@@ -122,7 +131,7 @@ class Sandbox:
                 raise SandboxCrash("the sandbox was closed")
             server = self._servers.get(preload)
             if server is None or server.lost:
-                server = self._servers[preload] = Server(preload, self._path)
+                server = self._servers[preload] = Server(preload, self._path, self._prepare)
             return server
 
 

@@ -47,6 +47,9 @@ def serve(descriptor: int) -> None:
     sys.path += hello["path"]
     for module in hello["preload"]:
         importlib.import_module(module)
+    if hello["prepare"]:
+        task, texts = hello["prepare"]
+        _named(task)(texts)
     gc.collect()
     gc.freeze()  # a child's collector then never touches, and so never copies, the libraries' pages
     send(control, {"ready": True})
@@ -180,8 +183,7 @@ def _be_child(connection: socket.socket, policy: Policy, task: str, server: int)
     try:
         _settle(policy)
         _confine.enter(policy, server)
-        module, _, factory = task.partition(":")
-        handle: _Handle = getattr(importlib.import_module(module), factory)()
+        handle: _Handle = _named(task)()
         while (request := _next(connection)) is not None:
             send(connection, _answer(handle, request))
     except Exception as error:
@@ -189,6 +191,13 @@ def _be_child(connection: socket.socket, policy: Policy, task: str, server: int)
         # parent as a sentence, and this child is not used again.
         send(connection, _failure(error))
     os._exit(0)
+
+
+def _named(task: str) -> Callable[..., Any]:
+    """Return what ``package.module:name`` names."""
+    module, _, name = task.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def _next(connection: socket.socket) -> dict[str, Any] | None:
