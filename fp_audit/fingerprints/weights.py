@@ -244,7 +244,8 @@ def _best(ours: Array, candidates: Candidates, rows: int, classes: int | None) -
 
 def _likeliest(ours: Array, candidates: Candidates) -> list[Array]:
     """Return the ``TRIED`` candidates of the largest cosine, by a sample of the values."""
-    cosines = np.array([_sample(ours) @ sample for _, sample in candidates])
+    own = _sample(ours)
+    cosines = np.array([own @ sample for _, sample in candidates])
     return [candidates[place][0] for place in np.argsort(-cosines)[:TRIED]]
 
 
