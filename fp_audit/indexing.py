@@ -81,7 +81,7 @@ def build(
     Yields:
         Where a model lies, and whether that is new (or holds other content than before); or what could not be sketched.
     """
-    located = list(locate(targets, options))
+    located = list(_located(targets, options))
     yield from (item for item in located if isinstance(item, Skipped))
     models = [item for item in located if isinstance(item, Located)]
     for done, item in enumerate(_sketched(models, index.knows, jobs, timeout), 1):
@@ -93,7 +93,7 @@ def search(
     targets: Sequence[str], index: Index, options: SourceOptions, *, count: int, timeout: float = 600.0
 ) -> Iterator[Neighbours | Skipped]:
     """Find the models of an index that are most like others, ``count`` for each, themselves left out."""
-    located = list(locate(targets, options))
+    located = list(_located(targets, options))
     yield from (item for item in located if isinstance(item, Skipped))
     models = [item for item in located if isinstance(item, Located)]
     for item in _sketched(models, lambda _: False, None, timeout):
@@ -143,6 +143,15 @@ def content(artifact: Artifact) -> str:
     subject = Subject(files=artifact.files, root=artifact.root)
     hashed = [subject.hashed(file) for file in artifact.files]
     return sha256("\n".join(sorted(str(file.sha256 or file.git_oid) for file in hashed)).encode()).hexdigest()
+
+
+def _located(targets: Sequence[str], options: SourceOptions) -> Iterator[Located | Skipped]:
+    """Find models; those whose tensors are never read are skipped."""
+    for item in locate(targets, options):
+        if isinstance(item, Located) and Access.WEIGHTS not in (kind := adapter(item.artifact.adapter)).gives:
+            yield Skipped(item.artifact.target, kind.lacking(item.artifact))
+        else:
+            yield item
 
 
 def _sketched(

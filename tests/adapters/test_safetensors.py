@@ -70,9 +70,9 @@ def test_files_without_a_configuration(tmp_path):
     assert not skipped
 
 
-def test_a_lone_file(tmp_path):
+def test_a_lone_file_stands_for_its_folder(tmp_path):
     write(tmp_path / "x.safetensors", tensors(0))
-    assert found(tmp_path / "x.safetensors") == ({str(tmp_path / "x.safetensors"): ["x.safetensors"]}, {})
+    assert found(tmp_path / "x.safetensors") == ({str(tmp_path): ["x.safetensors"]}, {})
 
 
 def test_what_others_open_is_theirs(tmp_path):

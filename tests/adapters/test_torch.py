@@ -197,7 +197,7 @@ def write(path, header, data, size=None):
     return path
 
 
-def test_half_precision_becomes_float32(tmp_path):
+def test_small_floats_become_float32(tmp_path):
     entries = {
         "half": {"dtype": "F16", "shape": [1, 2], "data_offsets": [0, 4]},
         "brain": {"dtype": "BF16", "shape": [2], "data_offsets": [4, 8]},
@@ -205,13 +205,14 @@ def test_half_precision_becomes_float32(tmp_path):
         "scalar": {"dtype": "I64", "shape": [], "data_offsets": [10, 18]},
         "none": {"dtype": "F32", "shape": [0, 3], "data_offsets": [18, 18]},
     }
-    data = np.array([[1.5, -2]], "<f2").tobytes() + bytes([0x80, 0x3F, 0x40, 0xC0]) + bytes(2)
+    data = np.array([[1.5, -2]], "<f2").tobytes() + bytes([0x80, 0x3F, 0x40, 0xC0, 0x38, 0xC4])
     path = write(tmp_path / "model.safetensors", entries, data + (7).to_bytes(8, "little"))
     tensors = _files.read_tensors([path])
-    assert sorted(tensors) == ["brain", "half", "none", "scalar"]
+    assert sorted(tensors) == ["brain", "eight", "half", "none", "scalar"]
     np.testing.assert_array_equal(tensors["half"], np.array([[1.5, -2]], np.float32))
     np.testing.assert_array_equal(tensors["brain"], np.array([1, -3], np.float32))
-    assert tensors["half"].dtype == tensors["brain"].dtype == np.float32
+    np.testing.assert_array_equal(tensors["eight"], np.array([1, -3], np.float32))
+    assert tensors["half"].dtype == tensors["brain"].dtype == tensors["eight"].dtype == np.float32
     assert tensors["scalar"] == 7
     assert tensors["none"].shape == (0, 3)
 
