@@ -94,7 +94,7 @@ def test_abilities_name_every_method(registered):
     assert set(rows) == METHODS
     assert rows["negatives"].threshold is not None
     assert rows["negatives"].queries == 100
-    assert "exact test" in rows["weights"].statement
+    assert "a test of its own" in rows["weights"].statement
 
 
 def test_a_damaged_file_is_noticed(home):
