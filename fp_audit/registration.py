@@ -432,7 +432,8 @@ def _ability(victim: Victim, name: str, alpha: float) -> Ability:
     queries = own["queries"] if own else 0
     threshold = None
     if method.suspect_access < Access.QUERIES:
-        statement = f"has a test of its own, needs no independents. Withstands {method.withstands}. Misses {method.misses}"
+        alone = "has a test of its own, needs no independents"
+        statement = f"{alone}. Withstands {method.withstands}. Misses {method.misses}"
     elif null is None or len(null.scores) < calibrate.MIN_NULL:
         needed = f"{calibrate.MIN_NULL} independents or more (--references, --train-references)"
         statement = f"shown, but does not vote: needs {needed}"

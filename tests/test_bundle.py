@@ -116,10 +116,13 @@ class TestWriting:
         assert copy.victim == "owner"
         assert {item.method for item in copy.evidence} == set(victims.describe("owner")["fingerprints"])
 
-    def test_a_scan_without_a_bundle_brings_no_answers_back(self, registered):
+    @pytest.mark.parametrize(("depth", "hashed"), [(Access.IDENTITY, False), (Access.QUERIES, True)])
+    def test_a_scan_without_a_bundle_brings_no_answers_and_hashes_what_it_opens(self, home, registered, depth, hashed):
         seen = []
-        list(scan(str(registered.int8), "asked", ScanOptions(), seen=lambda item, *_: seen.append(item)))
+        options = ScanOptions(depth=depth)
+        list(scan(str(registered.int8), "asked", options, seen=lambda item, *_: seen.append(item)))
         assert not seen[0].answers
+        assert all((file.sha256 is not None) == hashed for file in seen[0].artifact.files)
 
     def test_a_resumed_scan_makes_the_same_bundle(self, home, registered, tmp_path):
         options = ScanOptions(record=True, jobs=1)
