@@ -57,6 +57,11 @@ class Job:
     base: Artifact | None = None
     """The model that victims and suspects may both have been made from, on this disk."""
 
+    @property
+    def bound(self) -> float:
+        """The p-value that decides about a victim, whatever other models and victims show."""
+        return self.alpha / PAIRS
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -95,22 +100,21 @@ def lowest(adapter_name: str, job: Job) -> Access | None:
     return max(used, default=None)
 
 
-def examine(item: Located, job: Job, sandbox: Sandbox, pairs: int = PAIRS) -> Outcome | Skipped:
+def examine(item: Located, job: Job, sandbox: Sandbox) -> Outcome | Skipped:
     """Take one model down the ladder against all victims.
 
     Args:
         item: the model.
         job: what to do.
         sandbox: opens it, in one child for all rungs.
-        pairs: number of (model, victim) pairs; p <= alpha / pairs is decided whatever the others show.
     """
     with ExitStack() as held:
         state = _State(item, item.artifact, dict.fromkeys(job.victims, ()), {path: {} for path in job.victims}, held)
         held.callback(lambda: item.source.release(state.artifact))
-        return _examined(item, job, sandbox, pairs, state)
+        return _examined(item, job, sandbox, state)
 
 
-def _examined(item: Located, job: Job, sandbox: Sandbox, pairs: int, state: _State) -> Outcome | Skipped:
+def _examined(item: Located, job: Job, sandbox: Sandbox, state: _State) -> Outcome | Skipped:
     start = time.monotonic()
     try:
         if job.digests:
@@ -119,19 +123,19 @@ def _examined(item: Located, job: Job, sandbox: Sandbox, pairs: int, state: _Sta
         for path, victim in job.victims.items():
             names = methods_for(victim, Access.IDENTITY, job.depth, state.gives)
             state.add(path, victim, compare(subject, victim, names, Access.IDENTITY), Access.IDENTITY)
-        if only_hashes(item.artifact) and not state.decided(job, pairs, all):
+        if only_hashes(item.artifact) and not state.decided(job, all):
             raise UnsafeModel(adapter(item.artifact.adapter).lacking(item.artifact))
         for access in LADDER:
-            wanted = state.undecided(job, access, pairs)
+            wanted = state.undecided(job, access)
             if wanted and access == Access.WEIGHTS and not job.exhaustive and job.base is None:
-                state.glance(job, wanted, pairs)
-                wanted = state.undecided(job, access, pairs)
+                state.glance(job, wanted)
+                wanted = state.undecided(job, access)
             if wanted:
                 if not state.opened:
                     state.fetch()
                 state.descend(job, sandbox, access, wanted)
     except TargetError as error:
-        if state.opened or state.decided(job, pairs, any):
+        if state.opened or state.decided(job, any):
             state.failure = str(error)
         else:
             return Skipped(item.artifact.target, str(error))
@@ -173,18 +177,18 @@ class _State:
             before = self.answers.get(victim.name)
             self.answers[victim.name] = before.joined(comparison.answers) if before else comparison.answers
 
-    def decided(self, job: Job, pairs: int, how_many: Callable[[Iterable[bool]], bool]) -> bool:
+    def decided(self, job: Job, how_many: Callable[[Iterable[bool]], bool]) -> bool:
         """Whether ``all`` or ``any`` of the victims are decided."""
-        return how_many(_decided(found, job.alpha / pairs) for found in self.evidence.values())
+        return how_many(_decided(found, job.bound) for found in self.evidence.values())
 
-    def undecided(self, job: Job, access: Access, pairs: int) -> dict[Path, list[str]]:
+    def undecided(self, job: Job, access: Access) -> dict[Path, list[str]]:
         """Return, for each victim that is not decided, its methods of this access."""
         if access > job.depth:
             return {}
         open_ = {
             path: victim
             for path, victim in job.victims.items()
-            if job.exhaustive or not _decided(self.evidence[path], job.alpha / pairs)
+            if job.exhaustive or not _decided(self.evidence[path], job.bound)
         }
         wanted = {
             path: [name for name in methods_for(victim, access, job.depth, self.gives) if name not in self.silent[path]]
@@ -192,7 +196,7 @@ class _State:
         }
         return {path: methods for path, methods in wanted.items() if methods}
 
-    def glance(self, job: Job, wanted: dict[Path, list[str]], pairs: int) -> None:
+    def glance(self, job: Job, wanted: dict[Path, list[str]]) -> None:
         """Judge weights without a download, as far as headers and an excerpt decide; the rest stays open.
 
         With references that are related to the victim shared weights convict nobody: then nothing is read.
@@ -206,9 +210,7 @@ class _State:
             if excerpt.METHOD not in names or (null is not None and null.related):
                 continue
             try:
-                score = seen.compare(
-                    victim.fingerprints[excerpt.METHOD], job.alpha / pairs / (len(self.evidence[path]) + 1)
-                )
+                score = seen.compare(victim.fingerprints[excerpt.METHOD], job.bound / (len(self.evidence[path]) + 1))
             except NotApplicable as error:
                 self.silent[path][excerpt.METHOD] = str(error)
             except TargetError:
@@ -218,9 +220,8 @@ class _State:
                     self.evidence[path] += (excerpt.evidence(score),)
 
     def fetch(self) -> None:
-        """Make the files local; a child has another working directory, so their folder becomes absolute."""
-        fetched = self.item.source.fetch(self.artifact)
-        self.artifact = replace(fetched, root=Path(fetched.root or ".").absolute())
+        """Make the files local."""
+        self.artifact = replace(self.item, artifact=self.artifact).fetched()
 
     def descend(self, job: Job, sandbox: Sandbox, access: Access, wanted: dict[Path, list[str]]) -> None:
         """Compare in the child."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 from fp_audit import sketches, victims
@@ -20,7 +19,7 @@ from fp_audit.subject import Subject
 from fp_audit.targets import Located, adapter, locate
 from fp_audit.types import Access, Artifact, Skipped
 from fp_audit.victims import Victim
-from fp_audit.worker import artifact_from_json
+from fp_audit.worker import artifact_from_json, artifact_to_json
 
 TASK = "fp_audit.indexing:Sketcher"
 
@@ -179,11 +178,9 @@ def _sketched(
 def _open(item: Located, digest: str, sandbox: Sandbox) -> Sketched | Skipped:
     """Sketch one model in a child of its own."""
     try:
-        fetched = item.source.fetch(item.artifact)
-        artifact = replace(fetched, root=Path(fetched.root or ".").absolute())
-        request = {"artifact": {**asdict(artifact), "root": str(artifact.root)}}
+        artifact = item.fetched()
         with sandbox.child(TASK, _preload(artifact), readable=artifact.local_files()) as child:
-            answer = child.call(request)
+            answer = child.call({"artifact": artifact_to_json(artifact)})
         try:
             made = Sketch.from_json(answer["sketch"])
         except (KeyError, ValueError) as error:

@@ -24,6 +24,15 @@ class Located:
     artifact: Artifact
     source: Source
 
+    def fetched(self) -> Artifact:
+        """Make the files local; a child has another working directory, so their folder becomes absolute.
+
+        Raises:
+            UnavailableTarget: see ``Source.fetch``.
+        """
+        artifact = self.source.fetch(self.artifact)
+        return replace(artifact, root=Path(artifact.root or ".").absolute())
+
 
 def locate(targets: Iterable[str], options: SourceOptions) -> Iterator[Located | Skipped]:
     """Find every model that the targets name. What cannot be listed or opened comes out as ``Skipped``."""
@@ -86,17 +95,15 @@ def locate_one(target: str, options: SourceOptions) -> Located:
 
 
 def fetched(target: str, options: SourceOptions) -> Artifact:
-    """Find the one model that ``target`` names and make its files local; their folder becomes absolute.
+    """Find the one model that ``target`` names and make its files local.
 
     Raises:
         UsageError: it names no model, or several.
     """
     try:
-        located = locate_one(target, options)
-        artifact = located.source.fetch(located.artifact)
+        return locate_one(target, options).fetched()
     except TargetError as error:
         raise UsageError(str(error)) from None
-    return replace(artifact, root=Path(artifact.root or ".").absolute())
 
 
 def only_hashes(artifact: Artifact) -> bool:
@@ -175,7 +182,7 @@ def _completed(artifact: Artifact, listing: Listing, source: Source) -> Artifact
     """Add what lies beside a model's files: its card, and the description of a random preprocessing."""
     stated = listing.declared
     card = str(PurePosixPath(_home(artifact), CARD))
-    if stated is None and any(file.path == card for file in listing.files):
+    if stated is None and card in listing.by_path:
         try:
             stated = declared.from_card(source.read(listing, card).decode("utf-8", "replace"))
         except TargetError:
