@@ -248,23 +248,27 @@ def reordered(model, rng):
     return t
 
 
+def twin(model):
+    """Return another model with the same weights."""
+    made = language_model(0)
+    made.load_state_dict(model.state_dict())
+    return made
+
+
 def language(root):
     """Print the verdicts on relatives of a language model."""
     config, rng = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}, np.random.default_rng(0)
     base = spoken(language_model(0), 0)
-    victim = language_model(0)
-    victim.load_state_dict(base.state_dict())
+    victim = twin(base)
     first = stored(root / "base", arrays(base), config)
     a = stored(root / "victim", arrays(spoken(victim, 1, steps=20)), config)
     verdict("permuted throughout", a, stored(root / "permuted", reordered(victim, rng), config))
-    child = language_model(0)
-    child.load_state_dict(victim.state_dict())
+    child = twin(victim)
     c = stored(root / "child", arrays(spoken(child, 2, steps=10)), config)
     verdict("fine-tuned", a, c)
     verdict("fine-tuned, with --base", a, c, first)
     verdict("fine-tuned, permuted throughout", a, stored(root / "both", reordered(child, rng), config))
-    sibling = language_model(0)
-    sibling.load_state_dict(base.state_dict())
+    sibling = twin(base)
     s = stored(root / "sibling", arrays(spoken(sibling, 3, steps=20)), config)
     verdict("sibling", a, s)
     verdict("sibling, with --base", a, s, first)

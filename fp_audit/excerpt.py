@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from fp_audit.errors import NotApplicable
 from fp_audit.fingerprints._adapted import is_adapter
+from fp_audit.fingerprints._closeness import cosine
 from fp_audit.fingerprints._relabelled import LEAST_KEPT
 from fp_audit.fingerprints.weights import MATCHED, MIN_COLUMNS, MIN_ROWS, fixed_points_p
 from fp_audit.headers import Layout, Place, Readable, safetensors
@@ -211,7 +212,7 @@ class _Ours:
             return _Match(1.0, 0.0)
         tried = [(_p(a, b, plain=len(place.shape) == 2), a, b) for a, b in pairs]
         p, a, b = min(tried, key=lambda item: item[0])
-        return _Match(min(1.0, len(pairs) * p), _cosine(a, b))
+        return _Match(min(1.0, len(pairs) * p), cosine(a, b))
 
 
 def _p(a: NDArray[Any], b: NDArray[Any], *, plain: bool) -> float:
@@ -220,13 +221,8 @@ def _p(a: NDArray[Any], b: NDArray[Any], *, plain: bool) -> float:
     return max(p, fixed_points_p(a.T, b.T, rows=COMPARED, classes=None)) if plain else p
 
 
-def _cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
-    x, y = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
-    return float(x @ y / max(float(np.linalg.norm(x)) * float(np.linalg.norm(y)), 1e-300))
-
-
 def _merged(p_values: Sequence[float]) -> float:
-    """Merge p-values by the median (Rueschendorf 1982), as ``fingerprints.weights`` does."""
+    """Merge p-values by the median (Rueschendorf 1982); no rule for a few of many: few are read."""
     middle = ceil(len(p_values) / 2)
     return float(np.sort(p_values)[middle - 1] * len(p_values) / middle)
 

@@ -15,13 +15,12 @@ import json
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fp_audit import sketches, victims
+from fp_audit.database import Database
 from fp_audit.errors import UsageError
 from fp_audit.sketches import SIZE, VIEWS, Sketch
 
@@ -66,7 +65,7 @@ def default_path() -> Path:
     return victims.home() / "index.sqlite3"
 
 
-class Index:
+class Index(Database):
     """An open index. To be used in one thread."""
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
@@ -149,18 +148,6 @@ class Index:
                 raise UsageError(f"{self._path}: the index is damaged ({error}): build it anew") from None
             self._views = [Place(row[0], row[1]) for row in rows], [row[2] for row in rows], views
         return self._views
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _shared(query: Sketch, shapes: str) -> float:

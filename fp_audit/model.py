@@ -32,6 +32,10 @@ Read: TypeAlias = Callable[[str], bytes]
 """Reads one small file of a listing by its path; raises ``TargetError`` where it is missing or too large."""
 
 
+WEIGHTS = (".safetensors", ".onnx", ".h5", ".keras", ".pb", ".tflite", ".gguf", ".msgpack")
+"""Endings of files that hold weights and are no pickles."""
+
+
 class BlackBox(Protocol):
     """A model that can be asked."""
 

@@ -14,11 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 from urllib.parse import urlsplit
 
 from fp_audit import victims
+from fp_audit.database import Database
 from fp_audit.errors import UsageError
 
 TRIES = 3
@@ -46,7 +45,7 @@ class Delivery:
     """Why it was not taken; it is tried again later. None if it was."""
 
 
-class Outbox:
+class Outbox(Database):
     """The open file. To be used in one thread; several watches may share it."""
 
     def __init__(self, path: Path | None = None) -> None:
@@ -123,18 +122,6 @@ class Outbox:
         """Return the seconds until something is due to be delivered; None if nothing waits."""
         (due,) = self._file.execute("SELECT min(due) FROM outbox").fetchone()
         return None if due is None else max(0.0, due - time.time())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def check_url(url: str) -> str:

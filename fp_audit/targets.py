@@ -9,12 +9,11 @@ from pathlib import Path, PurePosixPath
 
 from fp_audit import augmentation, declared, plugins
 from fp_audit.errors import TargetError, UnsupportedModel, UsageError
-from fp_audit.model import Adapter
+from fp_audit.model import WEIGHTS, Adapter
 from fp_audit.sources._base import Source, SourceOptions
 from fp_audit.types import Access, Artifact, File, Listing, Skipped
 
 CARD = "README.md"
-OTHER_WEIGHTS = (".safetensors", ".onnx", ".h5", ".keras", ".pb", ".tflite", ".gguf", ".msgpack")
 
 
 @dataclass(frozen=True)
@@ -204,11 +203,11 @@ def _with_augmentation(artifact: Artifact, listing: Listing) -> Artifact:
 def _unclaimed(listing: Listing, found: list[Artifact | Skipped]) -> list[Skipped]:
     """Name the folders that hold weights which no adapter claimed: they were not looked at, and the report says so."""
     claimed = {file.path for item in found if isinstance(item, Artifact) for file in item.files}
-    known = {_folder(path) for path in claimed if path.lower().endswith(OTHER_WEIGHTS)}
+    known = {_folder(path) for path in claimed if path.lower().endswith(WEIGHTS)}
     known |= {item.target for item in found}
     folders: dict[str, list[File]] = {}
     for file in listing.files:
-        if file.path.endswith(OTHER_WEIGHTS) and file.path not in claimed:
+        if file.path.endswith(WEIGHTS) and file.path not in claimed:
             folders.setdefault(_folder(file.path), []).append(file)
     result = []
     for folder, files in folders.items():

@@ -9,12 +9,11 @@ from typing import Any, ClassVar, NoReturn
 from numpy.typing import NDArray
 
 from fp_audit.errors import UnsafeModel
-from fp_audit.model import Adapter, BlackBox, LoadOptions, Read, Unprepared, WhiteBox, target_of
+from fp_audit.model import WEIGHTS, Adapter, BlackBox, LoadOptions, Read, Unprepared, WhiteBox, target_of
 from fp_audit.types import Access, Artifact, Listing, Skipped
 from fp_audit_adapters._files import folders
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
-OTHERS = (".safetensors", ".onnx", ".h5", ".keras", ".pb", ".tflite", ".gguf", ".msgpack")
 
 
 class PicklesAdapter(Adapter):
@@ -30,7 +29,7 @@ class PicklesAdapter(Adapter):
         del read
         for folder in folders(listing):
             pickles = tuple(file for name, file in folder.files.items() if name.endswith(PICKLES))
-            if pickles and not any(name.lower().endswith(OTHERS) for name in folder.files):
+            if pickles and not any(name.lower().endswith(WEIGHTS) for name in folder.files):
                 target = target_of(listing, folder.path, alone=False)
                 yield Artifact(target, self.name, pickles, folder.path, listing.root, listing.revision, listing.target)
 

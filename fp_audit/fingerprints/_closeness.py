@@ -38,14 +38,19 @@ UNLIKE = Closeness(0.0, 1.0, 0.5, equal=False)
 """What is reported of a tensor that has no counterpart."""
 
 
+def cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Return the cosine of two tensors of one shape; 0 if one is all zeros."""
+    x, y = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
+    return float(x @ y / max(float(np.linalg.norm(x)) * float(np.linalg.norm(y)), 1e-300))
+
+
 def closeness(a: NDArray[Any], b: NDArray[Any]) -> Closeness:
     """Compare two tensors of one shape, value by value."""
     x, y = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
     size = float(np.linalg.norm(x))
-    cosine = float(x @ y / max(size * float(np.linalg.norm(y)), 1e-300))
     single = [np.ascontiguousarray(value, np.float32).ravel().view(np.uint32) for value in (a, b)]
     bits = float(np.bitwise_count(single[0] ^ single[1]).mean()) / 32
-    return Closeness(cosine, float(np.linalg.norm(x - y)) / max(size, 1e-300), bits, bool((x == y).all()))
+    return Closeness(cosine(a, b), float(np.linalg.norm(x - y)) / max(size, 1e-300), bits, bool((x == y).all()))
 
 
 def unbiased_cka(a: NDArray[Any], b: NDArray[Any]) -> float | None:

@@ -65,16 +65,6 @@ def model_info(repo: str, revision: str | None, tally: Tally) -> ModelInfo:
         return _patiently(repo, ask)
 
 
-def models_of(org: str) -> list[str]:
-    """Name the models of an account. One request for each 1,000 of them.
-
-    Raises:
-        UnavailableTarget: not allowed, not reached.
-    """
-    with explained(f"{org}/", *MALFORMED):
-        return [model.id for model in _api().list_models(author=org)]
-
-
 def commits_of(org: str) -> dict[str, str | None]:
     """Name the models of an account and their present commits (None where the hub does not tell).
 

@@ -150,7 +150,7 @@ class HubSource(Source):
     def _account(self, org: str) -> Iterator[Listing | Skipped]:
         """List every model of an account; one that cannot be listed does not stop the others."""
         offline = self._offline
-        repos = self._store.repos(org) | _cache.repos(org) if offline else _client.models_of(org)
+        repos = self._store.repos(org) | _cache.repos(org) if offline else set(_client.commits_of(org))
         if not repos:
             where = "this machine (offline)" if offline else "the hub"
             raise UnavailableTarget(f"{org}/: no such account on {where}, or no model in it that you may see")
