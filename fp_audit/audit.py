@@ -79,6 +79,10 @@ class Outcome:
     """By victim, all that the model said to its queries, in its own class order, where ``Job.record`` asks for it."""
 
 
+IMPORTED = ("scipy.optimize", "scipy.special")
+"""What methods and the alignment of classes import where they need it."""
+
+
 @cache
 def preload(adapter_name: str, access: Access) -> tuple[str, ...]:
     """Name what a child needs for this access and those below, our own modules included.
@@ -89,7 +93,7 @@ def preload(adapter_name: str, access: Access) -> tuple[str, ...]:
     libraries = (name for step in LADDER if step <= access for name in kind.preload.get(step, ()))
     methods = plugins.load_all("fingerprints").values()
     ours = {method.__module__ for method in methods if Access.IDENTITY < method.suspect_access <= access}
-    return tuple(dict.fromkeys((*libraries, type(kind).__module__, *sorted(ours), "fp_audit.worker")))
+    return tuple(dict.fromkeys((*libraries, *IMPORTED, type(kind).__module__, *sorted(ours), "fp_audit.worker")))
 
 
 def lowest(adapter_name: str, job: Job) -> Access | None:
@@ -338,10 +342,11 @@ def judged(
 
 def p_values(outcome: Outcome) -> dict[str, float | None]:
     """Return the combined p-value of a model for each victim, not corrected for others; None where nothing voted."""
-    return {victim: _combined(found) for victim, found in outcome.evidence.items()}
+    return {victim: combined(found) for victim, found in outcome.evidence.items()}
 
 
-def _combined(evidence: Sequence[Evidence]) -> float | None:
+def combined(evidence: Sequence[Evidence]) -> float | None:
+    """Return the p-value of all methods that vote; None if none does."""
     voting = [item.p_value for item in evidence if item.p_value is not None]
     return calibrate.combine(voting) if voting else None
 

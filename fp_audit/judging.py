@@ -6,15 +6,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 
+import numpy as np
+
 from fp_audit import audit
 from fp_audit.answers import Answers, Replayed
-from fp_audit.audit import Outcome
-from fp_audit.comparison import compare
+from fp_audit.comparison import Comparison, compare
 from fp_audit.engine import Progress
 from fp_audit.evaluating import COMBINED, EVERY, Gain, Model, Rate, Row, Setting, counted, share, strength
 from fp_audit.model import BlackBox, Wrapper, as_probabilities, cut
 from fp_audit.subject import Subject
-from fp_audit.types import Access, Artifact, Cost, Images, Null, OutputKind, Outputs
+from fp_audit.types import Access, Evidence, Images, Null, OutputKind, Outputs
 from fp_audit.victims import Victim
 
 REFERENCES = (8, 16, 32)
@@ -88,14 +89,9 @@ def judged(name: str, model: BlackBox, victim: Victim, output: str) -> tuple[lis
     Returns:
         The score of each method that has something to say and of all together, and the accuracy on the probes.
     """
-    compared = compare(Subject.of_model(model), victim, voting(victim), Access.QUERIES)
-    evidence = tuple(
-        audit.evidence_of(method, score, victim, compared.detail, Access.QUERIES)
-        for method, score in compared.scores.items()
-    )
-    stub = Artifact(name, "", (), ".", None)
-    (finding,) = audit.conclude([Outcome(stub, {victim.name: evidence}, {victim.name: {}}, None, Cost())], 0.01)
-    p = 1.0 if finding.p_value is None else finding.p_value
+    compared = _compared(model, victim)
+    evidence = _evidence(compared, victim)
+    p = _p(evidence)
     budget = victim.facts["budget"]
     rows = [
         Row(name, Setting(item.method, budget, output), item.score, item.p_value, item.queries) for item in evidence
@@ -104,51 +100,67 @@ def judged(name: str, model: BlackBox, victim: Victim, output: str) -> tuple[lis
     return rows, compared.detail.get("probe_accuracy")
 
 
+def _compared(model: BlackBox, victim: Victim) -> Comparison:
+    return compare(Subject.of_model(model), victim, voting(victim), Access.QUERIES)
+
+
+def _evidence(compared: Comparison, victim: Victim) -> tuple[Evidence, ...]:
+    return tuple(
+        audit.evidence_of(method, score, victim, compared.detail, Access.QUERIES)
+        for method, score in compared.scores.items()
+    )
+
+
+def _p(evidence: Sequence[Evidence]) -> float:
+    """Return the p-value of all methods together, 1 if none has one."""
+    p = audit.combined(evidence)
+    return 1.0 if p is None else p
+
+
 def gains(models: Sequence[Model], told: Mapping[str, Told], victim: Victim, alpha: float) -> Iterator[Gain]:
     """Judge all again as if the victim had been registered with fewer references.
 
     Args:
         models: of the zoo.
         told: what each said.
-        victim: its nulls are cut to their first references; these come in a balanced order.
+        victim: its nulls are cut to some of its references, drawn at random: they are sorted by architecture.
         alpha: level at which a model is called derived.
     """
-    count = max((len(null.scores) for null in victim.nulls.values()), default=0)
+    references = sorted({name for null in victim.nulls.values() for name in null.names})
+    drawn = [references[i] for i in np.random.default_rng(0).permutation(len(references))]
     positives = counted(models).get(EVERY, [])
     negatives = [model.name for model in models if model.role == "independent"]
-    for size in sorted({*(size for size in REFERENCES if size < count), count}):
-        seen = fewer(victim, size)
-        for output, shown in SHOWN.items():
-            p_values = {name: _p(name, shown(_Drawn(said.answers[victim.name])), seen) for name, said in told.items()}
-            found = [_caught(p_values, names, alpha) for names in (positives, negatives)]
-            yield Gain(size, output, *found)
-
-
-def _p(name: str, model: BlackBox, victim: Victim) -> float:
-    """Return the p-value of all methods together, 1 if none has one."""
-    p = judged(name, model, victim, "")[0][-1].p_value
-    return 1.0 if p is None else p
+    compared = {
+        output: {name: _compared(shown(_Drawn(said.answers[victim.name])), victim) for name, said in told.items()}
+        for output, shown in SHOWN.items()
+    }
+    for size in (*(size for size in REFERENCES if size < len(drawn)), len(drawn)):
+        seen = fewer(victim, drawn[:size])
+        for output, found in compared.items():
+            p_values = {name: _p(_evidence(comparison, seen)) for name, comparison in found.items()}
+            yield Gain(size, output, *(_caught(p_values, names, alpha) for names in (positives, negatives)))
 
 
 def _caught(p_values: Mapping[str, float], names: Sequence[str], alpha: float) -> Rate | None:
     return share(sum(p_values[name] <= alpha for name in names), len(names)) if names else None
 
 
-def fewer(victim: Victim, count: int) -> Victim:
-    """Return the victim as if it had been registered with its first ``count`` references only."""
+def fewer(victim: Victim, references: Collection[str]) -> Victim:
+    """Return the victim as if it had been registered with these of its references only."""
     hidden = {
-        shown: {name: _cut(null, count) for name, null in nulls.items()} for shown, nulls in victim.hidden.items()
+        shown: {name: _cut(null, references) for name, null in nulls.items()} for shown, nulls in victim.hidden.items()
     }
-    return replace(victim, nulls={name: _cut(null, count) for name, null in victim.nulls.items()}, hidden=hidden)
+    return replace(victim, nulls={name: _cut(null, references) for name, null in victim.nulls.items()}, hidden=hidden)
 
 
-def _cut(null: Null, count: int) -> Null:
+def _cut(null: Null, references: Collection[str]) -> Null:
+    kept = [i for i, name in enumerate(null.names) if name in references]
     return replace(
         null,
-        scores=null.scores[:count],
-        names=null.names[:count],
-        accuracies=null.accuracies[:count],
-        parts=null.parts[:count],
+        scores=tuple(null.scores[i] for i in kept),
+        names=tuple(null.names[i] for i in kept),
+        accuracies=tuple(null.accuracies[i] for i in kept),
+        parts=tuple(null.parts[i] for i in kept),
     )
 
 
