@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--count", type=int)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--no-weights", action="store_true", help="leave weights out, which the loop does not compare")
     parser.add_argument("--folder", type=Path, help="where the models are written, and found again")
     options = parser.parse_args()
     with TemporaryDirectory() as temporary:
@@ -65,7 +66,7 @@ def main() -> None:
         os.environ["FP_AUDIT_HOME"] = str(Path(temporary) / "home")
         kind = "real" if options.what == "real" else "small"
         models = written(folder, kind, options.count or {"small": 1000, "real": 60, "kill": 200}[options.what])
-        register(next(models.glob("*-onnx")), SIDE[kind])
+        register(next(models.glob("*-onnx")), SIDE[kind], weights=not options.no_weights)
         {"small": small, "real": real, "kill": kill}[options.what](models, options)
 
 
@@ -87,12 +88,14 @@ def real(models: Path, options: argparse.Namespace) -> None:
     for number in range(options.rounds):
         queries: dict[str, int] = {}
         scan_rate = rate(scanned(models, options, [], queries))
+        clock = time.perf_counter(), time.process_time()
         loop_rate = rate(list(by_hand(models, queries)))
+        busy = (time.process_time() - clock[1]) / (time.perf_counter() - clock[0])
         ratios.append(scan_rate / loop_rate)
         asked = statistics.mean(queries.values())
         print(
             f"round {number + 1}: scan --jobs {options.jobs} {scan_rate:.1f}, loop {loop_rate:.1f} models a minute "
-            f"({cores()} cores, {asked:.0f} images a model): {ratios[-1]:.2f} times",
+            f"({busy:.2f} of {cores()} cores busy; {asked:.0f} images a model): {ratios[-1]:.2f} times",
             flush=True,
         )
     print(f"median {statistics.median(ratios):.2f}")
@@ -211,7 +214,7 @@ def hand_timm(path: Path) -> Callable[[np.ndarray], Any]:
     return torch.inference_mode()(lambda images: network(torch.from_numpy(images)).numpy())
 
 
-def register(model: Path, side: int) -> None:
+def register(model: Path, side: int, *, weights: bool = True) -> None:
     """Register a victim: its weights as ``register`` does, and as many queries, which are random."""
     victim = registration.build(Plan(model=str(model), name="victim"))
     rng = np.random.default_rng(0)
@@ -231,7 +234,7 @@ def register(model: Path, side: int) -> None:
         victim,
         probes=Probes(pixels, labels, None, CLASSES, 1 / CLASSES),  # at chance: all models count as aligned
         preprocess=NAMED["imagenet"],
-        fingerprints={**victim.fingerprints, **asked},
+        fingerprints={**(victim.fingerprints if weights else {}), **asked},
         nulls={**victim.nulls, **nulls},
     )
     victims.save(victim, victims.folder("victim"))

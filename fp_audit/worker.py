@@ -10,6 +10,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from fp_audit import victims
 from fp_audit.answers import Answers
 from fp_audit.comparison import REPEATS, Comparison, compare
@@ -45,6 +47,7 @@ class Worker:
     def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
         """Compare: ``{artifact, base, options, access, record, repeats, victims}`` to ``{folder: comparison}``."""
         access = Access(request["access"])
+        threadpool_limits(request["options"]["threads"])
         subject = self._subject(request, access)
         answer = {}
         for folder, methods in request["victims"].items():

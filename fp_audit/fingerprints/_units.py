@@ -28,7 +28,7 @@ QUANTILES = 64
 """Values that a profile keeps of each kernel position."""
 
 UNITS = 128
-"""Rows and columns of the first tensor that counterparts are looked for, evenly spread, if there are more."""
+"""Most rows and columns of the first tensor that counterparts are looked for."""
 
 
 class Tensor:
@@ -96,12 +96,12 @@ def profiles(a: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(found.reshape(len(a), -1))
 
 
-def spread(size: int) -> Indices:
-    """Return the indices of an axis that ``align`` looks at: all, or ``UNITS`` of them."""
-    return np.unique(np.linspace(0, size - 1, min(size, UNITS)).astype(np.intp))
+def spread(size: int, units: int) -> Indices:
+    """Return the indices of an axis that ``align`` looks at: all, or ``units`` of them, evenly spread."""
+    return np.unique(np.linspace(0, size - 1, min(size, units)).astype(np.intp))
 
 
-def align(a: Tensor, b: Tensor, rng: np.random.Generator) -> Alignment:
+def align(a: Tensor, b: Tensor, rng: np.random.Generator, units: int = UNITS) -> Alignment:
     """Find the counterparts of rows and columns of ``a`` in ``b``, which may have fewer of either.
 
     Rows are first matched by their profiles; then columns by their inner products under the rows' match and rows under
@@ -111,59 +111,61 @@ def align(a: Tensor, b: Tensor, rng: np.random.Generator) -> Alignment:
     Args:
         a: R x C x K.
         b: R' x C' x K.
-        rng: brings ``b`` into a random order first, so that ties are not broken by position.
+        rng: brings rows and columns of ``b`` into a random order, so that ties are not broken by position.
+        units: rows and columns of ``a`` that counterparts are looked for, evenly spread, if there are more.
     """
-    rows, columns = spread(a.blocks.shape[0]), spread(a.blocks.shape[1])
-    orders = [rng.permutation(size) for size in b.blocks.shape[:2]]
-    x, y = a.blocks[rows][:, columns], b.blocks[orders[0]][:, orders[1]]
-    by_rows = _nearest(a.profiles[0][rows], b.profiles[0][orders[0]])
-    by_columns = _nearest(a.profiles[1][columns], b.profiles[1][orders[1]])
-    best = _refined(x, y, _columns(x, y, by_rows))
+    rows, columns = (spread(size, units) for size in a.blocks.shape[:2])
+    x, y = a.blocks[rows][:, columns], b.blocks
+    orders = rng.permutation(y.shape[0]), rng.permutation(y.shape[1])
+    by_rows = _nearest(a.profiles[0][rows], b.profiles[0], orders[0])
+    best = _refined(x, y, _columns(x, y, by_rows, orders[1]), orders)
     if best.cosine < SURE:
-        best = max(best, _refined(x, y, by_columns), key=lambda item: item.cosine)
-    return Alignment(_through(best.rows, orders[0]), _through(best.columns, orders[1]), best.cosine)
+        by_columns = _nearest(a.profiles[1][columns], b.profiles[1], orders[1])
+        best = max(best, _refined(x, y, by_columns, orders), key=lambda item: item.cosine)
+    return best
 
 
-def _refined(x: NDArray[np.float32], y: NDArray[np.float32], columns: Indices) -> Alignment:
+def _refined(
+    x: NDArray[np.float32], y: NDArray[np.float32], columns: Indices, orders: tuple[Indices, Indices]
+) -> Alignment:
     """Match rows and columns in turn, from a match of the columns."""
-    rows = _rows(x, y, columns)
+    rows = _rows(x, y, columns, orders[0])
     for _ in range(REFINING):
-        before, columns = columns, _columns(x, y, rows)
+        before, columns = columns, _columns(x, y, rows, orders[1])
         if np.array_equal(before, columns):
             break
-        rows = _rows(x, y, columns)
+        rows = _rows(x, y, columns, orders[0])
     return Alignment(rows, columns, _cosine(x, y, rows, columns))
 
 
-def _rows(x: NDArray[np.float32], y: NDArray[np.float32], columns: Indices) -> Indices:
+def _rows(x: NDArray[np.float32], y: NDArray[np.float32], columns: Indices, order: Indices) -> Indices:
     kept = columns >= 0
-    return _assigned(x[:, kept].reshape(len(x), -1) @ y[:, columns[kept]].reshape(len(y), -1).T)
+    return _assigned(x[:, kept].reshape(len(x), -1) @ y[:, columns[kept]].reshape(len(y), -1).T, order)
 
 
-def _columns(x: NDArray[np.float32], y: NDArray[np.float32], rows: Indices) -> Indices:
-    return _rows(x.transpose(1, 0, 2), y.transpose(1, 0, 2), rows)
+def _columns(x: NDArray[np.float32], y: NDArray[np.float32], rows: Indices, order: Indices) -> Indices:
+    return _rows(x.transpose(1, 0, 2), y.transpose(1, 0, 2), rows, order)
 
 
-def _nearest(x: NDArray[np.float32], y: NDArray[np.float32]) -> Indices:
+def _nearest(x: NDArray[np.float32], y: NDArray[np.float32], order: Indices) -> Indices:
     """Assign to each row of ``x`` a row of ``y``: least sum of squared distances."""
-    return _assigned(2 * x @ y.T - (x * x).sum(axis=1)[:, None] - (y * y).sum(axis=1))
+    return _assigned(2 * x @ y.T - (x * x).sum(axis=1)[:, None] - (y * y).sum(axis=1), order)
 
 
-def _assigned(gain: NDArray[np.float32]) -> Indices:
-    """Return for each row its column in an assignment of greatest gain; -1 where there are fewer columns than rows."""
+def _assigned(gain: NDArray[np.float32], order: Indices) -> Indices:
+    """Return for each row its column in an assignment of greatest gain; -1 where there are fewer columns than rows.
+
+    The columns are looked at in ``order``.
+    """
     from scipy.optimize import linear_sum_assignment
 
     found = np.full(len(gain), -1, np.intp)
-    rows, columns = linear_sum_assignment(gain, maximize=True)
-    found[rows] = columns
+    rows, columns = linear_sum_assignment(gain[:, order], maximize=True)
+    found[rows] = order[columns]
     return found
 
 
 def _cosine(x: NDArray[np.float32], y: NDArray[np.float32], rows: Indices, columns: Indices) -> float:
     first = x[rows >= 0][:, columns >= 0].ravel()
-    second = y[rows[rows >= 0]][:, columns[columns >= 0]].ravel()
+    second = y[np.ix_(rows[rows >= 0], columns[columns >= 0])].ravel()
     return float(first @ second / max(float(np.linalg.norm(first) * np.linalg.norm(second)), 1e-20))
-
-
-def _through(match: Indices, order: Indices) -> Indices:
-    return np.where(match >= 0, order[match], -1)

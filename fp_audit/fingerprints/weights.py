@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import lgamma
@@ -311,9 +312,21 @@ def _eligible(tensor: NDArray[Any]) -> bool:
 
 
 def _same_tensors(ours: Iterable[NDArray[Any]], theirs: Iterable[NDArray[Any]]) -> bool:
-    """Whether both hold the same set of tensors, by value and shape."""
-    return {_key(tensor) for tensor in ours} == {_key(tensor) for tensor in theirs}
+    """Whether both hold the same set of tensors, by value and shape; the small ones are looked at first."""
+    first, second = _grouped(ours), _grouped(theirs)
+    if first.keys() != second.keys():
+        return False
+    return all(
+        set(map(_digest, first[shape])) == set(map(_digest, second[shape])) for shape in sorted(first, key=math.prod)
+    )
 
 
-def _key(tensor: NDArray[Any]) -> tuple[tuple[int, ...], bytes]:
-    return tensor.shape, hashlib.sha256(np.ascontiguousarray(tensor, np.float32).data).digest()
+def _grouped(tensors: Iterable[NDArray[Any]]) -> dict[tuple[int, ...], list[NDArray[Any]]]:
+    groups: dict[tuple[int, ...], list[NDArray[Any]]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.shape, []).append(tensor)
+    return groups
+
+
+def _digest(tensor: NDArray[Any]) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(tensor, np.float32).data).digest()
