@@ -121,7 +121,9 @@ class Weights(Method):
         """See ``Method.explain``."""
         del score, null
         if not detail["matched"]:
-            return f"shares none of the victim's {detail['matrices']} {detail['kind']}"
+            aligned, matrices = detail.get("aligned"), detail["matrices"]
+            limit = f"; {aligned} of them were looked for in any order" if aligned and aligned < matrices else ""
+            return f"shares none of the victim's {matrices} {detail['kind']}{limit}"
         how = f"cosine {detail['cosine']:.3f}" + (f", {detail['equal']} of them bit for bit" if detail["equal"] else "")
         if detail["relabelled"]:
             how += f"; {detail['agreeing']:.0%} of the hidden units agree"
@@ -181,6 +183,7 @@ def compare_tensors(
     anew = merged([item.p_value for item in moved.values()]) if linked else 1.0
     p = min(1.0, 2 * min(in_order, anew)) if linked or in_order <= CERTAIN else in_order
     detail, value = _described(matrices, matches, moved if anew <= MATCHED else {})
+    detail["aligned"] = len(moved)
     return Score(value, p_value=p, identical=_same_tensors(ours.values(), theirs), detail=detail)
 
 

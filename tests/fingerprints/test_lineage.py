@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fp_audit.errors import NotApplicable
+from fp_audit.fingerprints import _relabelled
 from fp_audit.fingerprints._adapted import factors, is_adapter, overlap
 from fp_audit.fingerprints._closeness import closeness, direction, unbiased_cka
 from fp_audit.fingerprints._differences import taken_over
@@ -108,6 +109,17 @@ class TestAgreement:
         order = np.random.default_rng(2).permutation(16)
         found = relabelled([first, second], [second[:, order].T, first[order].T], np.random.default_rng(0))
         assert [item.agreed for item in found.values()] == [16, 16]
+
+    def test_only_what_looks_like_a_copy_is_aligned_in_full(self, monkeypatch):
+        looked = []
+        monkeypatch.setattr(_relabelled, "align", lambda *given: looked.append(given[-1]) or align(*given))
+        first, second, third, fourth = (drawn(seed, (160, 160)) for seed in range(4))
+        order = np.random.default_rng(4).permutation(160)
+        for theirs, units in (([third, fourth], {32}), ([second[:, order], first[order]], {32, 128})):
+            looked.clear()
+            found = relabelled([first, second], theirs, np.random.default_rng(0))
+            assert set(looked) == units
+            assert {item.units for item in found.values()} == {max(units)}
 
     def test_chance_agrees_rarely(self):
         rng = np.random.default_rng(0)

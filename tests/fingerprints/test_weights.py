@@ -254,6 +254,14 @@ def test_residual_streams_that_are_permuted_are_found():
     assert score.detail["agreeing"] == 1
 
 
+def test_a_deep_network_in_another_order_is_judged_by_some_of_its_tensors_and_says_so():
+    rng = np.random.default_rng(0)
+    ours, other = ({f"{i}.weight": rng.normal(size=(16, 16)) for i in range(60)} for _ in range(2))
+    score = compared(ours, other)
+    said = Weights.explain(score.value, score.detail, None)
+    assert said == "shares none of the victim's 60 weight matrices; 30 of them were looked for in any order"
+
+
 def test_a_few_copied_blocks_are_found_and_named():
     rng = np.random.default_rng(0)
     ours = {f"body.layers.{i}.{side}.weight": rng.normal(size=(20, 20)) for i in range(9) for side in "qkv"}
