@@ -20,18 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fp_audit import sketches, victims
-from fp_audit.database import Database
+from fp_audit.database import Database, connect
 from fp_audit.errors import UsageError
 from fp_audit.sketches import SIZE, VIEWS, Sketch
 
 _STORED = np.dtype("<f2")
 
-_SCHEMA = """
-PRAGMA page_size = 16384;
-CREATE TABLE IF NOT EXISTS sketches (digest TEXT PRIMARY KEY, shapes TEXT NOT NULL, views BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS models (name TEXT PRIMARY KEY, address TEXT NOT NULL, digest TEXT NOT NULL)
-  WITHOUT ROWID;
-"""
+_PAGE = 16384
+_TABLES = (
+    "CREATE TABLE sketches (digest TEXT PRIMARY KEY, shapes TEXT NOT NULL, views BLOB NOT NULL)",
+    "CREATE TABLE models (name TEXT PRIMARY KEY, address TEXT NOT NULL, digest TEXT NOT NULL) WITHOUT ROWID",
+)
 
 
 @dataclass(frozen=True)
@@ -74,24 +73,14 @@ class Index(Database):
         Raises:
             UsageError: there is none, or the file is something else or of another version.
         """
-        if create:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        elif not path.is_file():
+        if not create and not path.is_file():
             raise UsageError(f"{path}: no such index: make one with `fp-audit index build TARGET...`")
         self._path = path
         self._views: tuple[list[Place], list[str], NDArray[np.float16]] | None = None
         try:
-            self._file = sqlite3.connect(path, timeout=60)
-            self._prepare()
+            self._file = connect(path, b"fpai", sketches.VERSION, _TABLES, page=_PAGE)
         except sqlite3.DatabaseError as error:
-            raise UsageError(f"{path}: not an index of fp-audit ({error})") from None
-
-    def _prepare(self) -> None:
-        (version,) = self._file.execute("PRAGMA user_version").fetchone()
-        if version == 0 and not self._file.execute("SELECT 1 FROM sqlite_master").fetchone():
-            self._file.executescript(_SCHEMA + f"PRAGMA user_version = {sketches.VERSION}")
-        elif version != sketches.VERSION:
-            raise UsageError(f"{self._path}: no index, or one of another version; build it anew in another file")
+            raise UsageError(f"{path}: not an index that can be read ({error}): build it in another file") from None
 
     def knows(self, digest: str) -> bool:
         """Whether content of this digest has been sketched."""

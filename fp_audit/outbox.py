@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fp_audit import victims
-from fp_audit.database import Database
+from fp_audit.database import Database, connect
 from fp_audit.errors import UsageError
 
 TRIES = 3
@@ -27,12 +27,13 @@ LONGEST_PAUSE = 3600.0
 TIMEOUT = 30.0
 """Seconds that a server may take."""
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS seen (repo TEXT, scope TEXT, revision TEXT NOT NULL, tries INTEGER NOT NULL,
-  done INTEGER NOT NULL, PRIMARY KEY (repo, scope)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS outbox (id INTEGER PRIMARY KEY, url TEXT NOT NULL, body TEXT NOT NULL,
-  tries INTEGER NOT NULL DEFAULT 0, due REAL NOT NULL DEFAULT 0);
-"""
+_VERSION = 1
+_TABLES = (
+    """CREATE TABLE seen (repo TEXT, scope TEXT, revision TEXT NOT NULL, tries INTEGER NOT NULL,
+    done INTEGER NOT NULL, PRIMARY KEY (repo, scope)) WITHOUT ROWID""",
+    """CREATE TABLE outbox (id INTEGER PRIMARY KEY, url TEXT NOT NULL, body TEXT NOT NULL,
+    tries INTEGER NOT NULL DEFAULT 0, due REAL NOT NULL DEFAULT 0)""",
+)
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,8 @@ class Outbox(Database):
             UsageError: it is something else.
         """
         path = path or victims.home() / "watch.sqlite3"
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._file = sqlite3.connect(path, timeout=60)
-            self._file.executescript(_SCHEMA)
+            self._file = connect(path, b"fpaw", _VERSION, _TABLES)
         except sqlite3.DatabaseError as error:
             raise UsageError(f"{path}: not the state of a watch ({error}): move it away") from None
 

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fp_audit import __version__, plugins, victims
+from fp_audit import __version__, database, plugins, victims
 from fp_audit.answers import Answers
 from fp_audit.audit import Job, Outcome, hashed
 from fp_audit.engine import versions
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FILE = "results.sqlite"
-PATIENCE = 30.0
-"""Seconds to wait for another scan that is writing."""
-
-_APPLICATION = 0x66706175
 _SCHEMA_VERSION = 1
 _TABLE = "CREATE TABLE outcomes (key TEXT PRIMARY KEY, examined TEXT NOT NULL, outcome BLOB NOT NULL) WITHOUT ROWID"
 
@@ -125,23 +121,10 @@ def opened(job: Job, *, recalling: bool) -> Iterator[Results]:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
-    try:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("BEGIN IMMEDIATE")  # one of two scans that start together makes the table
-        if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            connection.execute(_TABLE)
-            connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-            connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-        connection.execute("COMMIT")
-        found = tuple(connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
-        if found != (_APPLICATION, _SCHEMA_VERSION):
-            raise sqlite3.DatabaseError("results of this version of fp-audit were expected")
-    except BaseException:
-        connection.close()
-        raise
+    connection = database.connect(path, b"fpar", _SCHEMA_VERSION, [_TABLE])
+    connection.isolation_level = None  # each result is kept as it comes
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
     return connection
 
 
