@@ -17,9 +17,10 @@ apart. A link is chosen among L that a tensor has: its p-value is multiplied by 
 that resemble one another (an average kept beside the weights, clones of one layer) would agree for that reason; only
 the first of them is used.
 
-A few units of every axis are aligned first, and more only where two tensors agree about some of these: most models are
-independent, and this look costs a sixth. It can only make a p-value larger. In copies of random networks, permuted
-and with noise added, it overlooks something only at the noise that the full alignment hardly bears (twice the weights).
+Some units of every convolution are aligned first, and more only where two tensors agree about some of these: most
+models are independent, and this look costs them a sixth. It can only make a p-value larger. It overlooked nothing that
+the full alignment finds in copies of random networks that were permuted and cut down, and some of those to which noise
+of twice the size of the weights was added, the most that the full alignment bears.
 """
 
 from __future__ import annotations
@@ -50,11 +51,13 @@ LEAST_KEPT = 0.25
 RESEMBLING = 0.5
 """Absolute cosine from which two tensors of the victim are not counted twice."""
 
-GLANCED = 32
-"""Units of an axis that are aligned first."""
+GLANCED = 256
+LEAST_GLANCED = 32
+"""So many units of a tensor are aligned first that with their kernel positions they make 256 rows; at least 32, at most
+``UNITS``. A unit of a plain matrix has few values: all are needed."""
 
 SHOWN = 0.125
-"""Share of them that two tensors must agree on before more units are aligned."""
+"""Share of these units that two tensors must agree on before more are aligned."""
 
 MOST_TENSORS = 48
 MOST_VALUES = 2**27
@@ -93,7 +96,7 @@ def relabelled(ours: Sequence[Array], theirs: Sequence[Array], rng: np.random.Ge
     aligned = _alignments(pairs, rng, GLANCED)
     links = _links(aligned)
     if any(agreed >= SHOWN * units for _, _, agreed, units in links):
-        aligned = _alignments(pairs, rng, UNITS)
+        aligned = _alignments(pairs, rng, None)
         links = _links(aligned)
     counts = Counter(i for pair in links for i in pair[:2])
     best = dict.fromkeys(chosen, UNLINKED)
@@ -168,10 +171,11 @@ def _first(candidates: Sequence[tuple[int, bool]]) -> list[int]:
     return list(dict.fromkeys(place for place, _ in candidates))[:COUNTERPARTS]
 
 
-def _alignments(pairs: Mapping[int, _Pair], rng: np.random.Generator, units: int) -> dict[int, _Aligned]:
-    """Align at most ``units`` rows and columns of each tensor with each candidate; keep the best."""
+def _alignments(pairs: Mapping[int, _Pair], rng: np.random.Generator, values: int | None) -> dict[int, _Aligned]:
+    """Align each tensor with each candidate, as many units as have so many values, or ``UNITS``; keep the best."""
     found = {}
     for index, pair in pairs.items():
+        units = min(UNITS, max(LEAST_GLANCED, values // pair.ours.blocks.shape[2])) if values else UNITS
         tried = [(at, align(pair.ours, theirs, rng, units)) for at, theirs in pair.theirs.items()]
         (place, turned), best = max(tried, key=lambda item: item[1].cosine)
         length, left = pair.ours.blocks.shape, pair.theirs[place, turned].blocks.shape

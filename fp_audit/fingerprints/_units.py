@@ -56,7 +56,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Counterparts of rows and columns of one tensor (those of ``spread``) in another; -1 where there is none."""
+    """Counterparts of rows and columns of one tensor in another; -1 where there is none or none was looked for."""
 
     rows: Indices
     columns: Indices
@@ -97,8 +97,8 @@ def profiles(a: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def spread(size: int, units: int) -> Indices:
-    """Return the indices of an axis that ``align`` looks at: all, or ``units`` of them, evenly spread."""
-    return np.unique(np.linspace(0, size - 1, min(size, units)).astype(np.intp))
+    """Return the indices of an axis that ``align`` looks at: all, or ``units`` of them, among them those of fewer."""
+    return np.sort(np.random.default_rng(size).permutation(size)[:units])
 
 
 def align(a: Tensor, b: Tensor, rng: np.random.Generator, units: int = UNITS) -> Alignment:
@@ -112,7 +112,7 @@ def align(a: Tensor, b: Tensor, rng: np.random.Generator, units: int = UNITS) ->
         a: R x C x K.
         b: R' x C' x K.
         rng: brings rows and columns of ``b`` into a random order, so that ties are not broken by position.
-        units: rows and columns of ``a`` that counterparts are looked for, evenly spread, if there are more.
+        units: rows and columns of ``a`` that counterparts are looked for, if there are more.
     """
     rows, columns = (spread(size, units) for size in a.blocks.shape[:2])
     x, y = a.blocks[rows][:, columns], b.blocks
@@ -122,7 +122,9 @@ def align(a: Tensor, b: Tensor, rng: np.random.Generator, units: int = UNITS) ->
     if best.cosine < SURE:
         by_columns = _nearest(a.profiles[1][columns], b.profiles[1], orders[1])
         best = max(best, _refined(x, y, by_columns, orders), key=lambda item: item.cosine)
-    return best
+    first, second = (np.full(size, -1, np.intp) for size in a.blocks.shape[:2])
+    first[rows], second[columns] = best.rows, best.columns
+    return Alignment(first, second, best.cosine)
 
 
 def _refined(

@@ -122,7 +122,7 @@ class Weights(Method):
         del score, null
         if not detail["matched"]:
             aligned, matrices = detail.get("aligned"), detail["matrices"]
-            limit = f"; {aligned} of them were looked for in any order" if aligned and aligned < matrices else ""
+            limit = f"; {aligned} of them were looked for in any order" if aligned and 2 * aligned <= matrices else ""
             return f"shares none of the victim's {matrices} {detail['kind']}{limit}"
         how = f"cosine {detail['cosine']:.3f}" + (f", {detail['equal']} of them bit for bit" if detail["equal"] else "")
         if detail["relabelled"]:

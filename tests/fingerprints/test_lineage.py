@@ -113,7 +113,7 @@ class TestAgreement:
     def test_only_what_looks_like_a_copy_is_aligned_in_full(self, monkeypatch):
         looked = []
         monkeypatch.setattr(_relabelled, "align", lambda *given: looked.append(given[-1]) or align(*given))
-        first, second, third, fourth = (drawn(seed, (160, 160)) for seed in range(4))
+        first, second, third, fourth = (drawn(seed, (160, 160, 9)) for seed in range(4))
         order = np.random.default_rng(4).permutation(160)
         for theirs, units in (([third, fourth], {32}), ([second[:, order], first[order]], {32, 128})):
             looked.clear()
