@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +13,9 @@ PATIENCE = 60.0
 """Seconds to wait for another process that is writing."""
 
 
-def connect(path: Path, what: bytes, version: int, tables: Sequence[str], *, page: int = 4096) -> sqlite3.Connection:
+def connect(
+    path: Path, what: bytes, version: int, tables: Sequence[str], *, page: int = 4096, ahead: bool = False
+) -> sqlite3.Connection:
     """Open a file, or make it. Of several processes that begin together one makes the tables.
 
     Args:
@@ -21,6 +24,7 @@ def connect(path: Path, what: bytes, version: int, tables: Sequence[str], *, pag
         version: of its tables (``user_version``).
         tables: one statement each.
         page: bytes of a page of a new file.
+        ahead: whether a new file has a write-ahead log: many small writes, readers that do not wait.
 
     Raises:
         OSError, sqlite3.OperationalError: it cannot be used now.
@@ -30,8 +34,10 @@ def connect(path: Path, what: bytes, version: int, tables: Sequence[str], *, pag
     connection = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
     try:
         connection.execute(f"PRAGMA page_size = {page}")
+        if ahead and _is_new(connection):
+            _write_ahead(connection)
         connection.execute("BEGIN IMMEDIATE")
-        if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        if _is_new(connection):
             for statement in tables:
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {int.from_bytes(what)}")
@@ -45,6 +51,23 @@ def connect(path: Path, what: bytes, version: int, tables: Sequence[str], *, pag
         raise
     connection.isolation_level = "DEFERRED"
     return connection
+
+
+def _is_new(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Switch the log on; for this alone SQLite does not wait for others by itself."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 class Database:

@@ -121,9 +121,8 @@ def opened(job: Job, *, recalling: bool) -> Iterator[Results]:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    connection = database.connect(path, b"fpar", _SCHEMA_VERSION, [_TABLE])
+    connection = database.connect(path, b"fpar", _SCHEMA_VERSION, [_TABLE], ahead=True)
     connection.isolation_level = None  # each result is kept as it comes
-    connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     return connection
 

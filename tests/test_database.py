@@ -42,12 +42,14 @@ def test_files_of_others_are_left_alone(tmp_path):
         assert (tmp_path / name).read_bytes() == before
 
 
-def test_all_that_begin_at_once_get_the_same_tables(tmp_path):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_all_that_begin_at_once_get_the_same_tables(tmp_path, ahead):
     def begin(number):
-        with closing(connect(tmp_path / "file", b"test", 3, TABLES)) as file, file:
+        with closing(connect(tmp_path / "file", b"test", 3, TABLES, ahead=ahead)) as file, file:
             file.execute("INSERT INTO things VALUES (?)", (str(number),))
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(begin, range(24)))
     with closing(connect(tmp_path / "file", b"test", 3, TABLES)) as file:
         assert file.execute("SELECT count(*) FROM things").fetchone() == (24,)
+        assert file.execute("PRAGMA journal_mode").fetchone() == ("wal" if ahead else "delete",)
