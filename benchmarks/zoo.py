@@ -123,10 +123,11 @@ def _trained(path: Path, network: nn.Module, images: Labelled, test: Labelled, *
         network,
         (torch.zeros(2, *images.pixels.shape[1:]),),
         str(path),
-        dynamo=False,
+        dynamo=True,
+        external_data=False,
         input_names=["images"],
         output_names=["logits"],
-        dynamic_axes={"images": {0: "n"}, "logits": {0: "n"}},
+        dynamic_shapes=({0: torch.export.Dim("n")},),
     )
 
 
