@@ -1,7 +1,7 @@
 """Scans of very many models: memory, speed, and what an interruption costs.
 
-Run ``python -m benchmarks.bulk small|real|kill [--count N] [--jobs N] [--folder DIR]``. The models are copies of a few
-with other random weights: the time does not depend on them.
+Run ``python -m benchmarks.bulk small|real|kill [--count N] [--jobs N] [--no-weights] [--folder DIR]``. The models are
+copies of a few with other random weights: the time does not depend on them.
 
 - ``small``: tiny ONNX and HuggingFace models; memory of the parent as the scan goes on, isolation per model, speed.
 - ``real``: models of 5 to 20 MB (HuggingFace, timm and ONNX in turn), scanned, and loaded and asked as many images one

@@ -50,7 +50,7 @@ def closeness(a: NDArray[Any], b: NDArray[Any]) -> Closeness:
     size = float(np.linalg.norm(x))
     single = [np.ascontiguousarray(value, np.float32).ravel().view(np.uint32) for value in (a, b)]
     bits = float(np.bitwise_count(single[0] ^ single[1]).mean()) / 32
-    return Closeness(cosine(a, b), float(np.linalg.norm(x - y)) / max(size, 1e-300), bits, bool((x == y).all()))
+    return Closeness(cosine(x, y), float(np.linalg.norm(x - y)) / max(size, 1e-300), bits, bool((x == y).all()))
 
 
 def unbiased_cka(a: NDArray[Any], b: NDArray[Any]) -> float | None:
