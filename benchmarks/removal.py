@@ -1,10 +1,11 @@
 """The tables of RemovalNet and CSRP for a victim of ours: what removal attacks leave of every score.
 
 Run ``python -m benchmarks.removal --dataset mnist --data DIR --out DIR`` where the data folder holds ``train.parquet``
-and ``test.parquet``. The zoo of ``benchmarks.methods`` is used (and made if it is missing); surrogates and the
-register are kept under ``--out`` and found again. Thresholds come from ``--references`` trained independents alone; the
-zoo's five independents are neither used for them nor for generation. Similarities: larger is more alike; LOD and
-LAD are distances: smaller is more alike. A star: on the victim's side of the threshold (one-tailed 99 %).
+and ``test.parquet``. The zoo of ``benchmarks.methods`` is used (victim and independents are made if they are missing);
+surrogates and the register are kept under ``--out`` and found again. Thresholds come from ``--references`` trained
+independents alone, those of LOD and LAD from the third of them that has the victim's architecture; the zoo's five
+independents are neither used for them nor for generation. Similarities: larger is more alike; LOD and LAD are
+distances: smaller is more alike. A star: on the victim's side of the threshold (one-tailed 99 %).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import zoo
-from fp_audit import audit, victims
+from fp_audit import audit, calibrate, victims
 from fp_audit import data as labelled_images
 from fp_audit.attacking import OpenVictim, open_victim, run_attacks, staged
 from fp_audit.attacks._options import from_specs
@@ -65,29 +66,34 @@ DISTANCES = ("lod", "lad")
 def main() -> None:
     """Make what is missing and print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", choices=("mnist", "cifar10"), default="mnist")
+    parser.add_argument("--dataset", choices=zoo.DATASETS, default="mnist")
     parser.add_argument("--data", type=Path, required=True, help="folder with train.parquet and test.parquet")
     parser.add_argument("--out", type=Path, required=True, help="where zoo, surrogates and register are kept")
     parser.add_argument("--references", type=int, default=12, help="independents trained for the thresholds")
     parser.add_argument("--seen", type=int, default=300_000, help="images that the victim is shown in training")
     parser.add_argument("--cem", default="", help="cem with its options, to register it too: cem:epsilon=0.1")
-    parser.add_argument("--removalnet", default="", help="options of both RemovalNet rows: layer=...:alpha=...")
+    parser.add_argument(
+        "--variants", default="", help="more rows, comma-separated: removalnet:learning_rate=0.1,removalnet:layer=..."
+    )
     parser.add_argument(
         "--race", action="store_true", help="time RemovalNet against Knockoff of equal fidelity instead"
     )
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
     os.environ["FP_AUDIT_HOME"] = str(given.out.absolute() / "home")
-    made = zoo.make(given.out / given.dataset, given.dataset, given.data, seen=given.seen)
+    made = zoo.make(given.out / given.dataset, given.dataset, given.data, seen=given.seen, stolen=False)
     if given.race:
         race(made, given.device)
         return
-    folder = stolen(made, given)
+    attacks = ATTACKS | {spec: spec for spec in given.variants.split(",") if spec}
+    folder = stolen(attacks, made, given)
     names = registered(made, given)
     test = labelled_images.load(str(given.data / "test.parquet")).take(np.arange(2000))
-    scores = {"victim": own(names)} | examined(folder, names) | examined(made.suspects / "other", names)
+    found = {**examined(folder, names), **examined(made.suspects / "other", names)}
+    titles = {slug(name): name for name in attacks}
+    scores = {"victim": own(names)} | {titles.get(target, target): found[target] for target in found}
     accuracy = {"victim": right(made.victim, test)}
-    accuracy |= {name: kept(folder / slug(name)) for name in ATTACKS if name in scores}
+    accuracy |= {name: kept(folder / slug(name)) for name in attacks if name in scores}
     accuracy |= {name: right(made.suspects / "other" / name, test) for name in zoo.INDEPENDENTS}
     limits = thresholds(names[0])
     print("\nRemovalNet, table 1")
@@ -102,19 +108,18 @@ def slug(name: str) -> str:
     return "".join(char if char.isalnum() else "-" for char in name)
 
 
-def stolen(made: zoo.Zoo, given: argparse.Namespace) -> Path:
+def stolen(attacks: Mapping[str, str], made: zoo.Zoo, given: argparse.Namespace) -> Path:
     """Run every attack whose surrogate is missing, on the thief's half of the images."""
     folder = given.out / f"{given.dataset}-removal"
     target = open_victim(str(made.victim), str(made.root / "thief.npz"), device=given.device)
-    for name, spec in ATTACKS.items():
-        extra = f":{given.removalnet}" if given.removalnet and name.startswith("RemovalNet") else ""
+    for name, spec in attacks.items():
         where = folder / slug(name)
         try:
             if not where.exists():
                 with staged(where) as out:
                     start = time.monotonic()
-                    done = run_attacks(from_specs(spec + extra), target, out)
-                    print(f"{name} ({spec}{extra}): {time.monotonic() - start:.0f} s, {done.fidelity}", flush=True)
+                    done = run_attacks(from_specs(spec), target, out)
+                    print(f"{name} ({spec}): {time.monotonic() - start:.0f} s, {done.fidelity}", flush=True)
             done = json.loads((where / "provenance.json").read_text())
             print(f"{name}: {done['cost']} {done['surrogate']['facts']}", flush=True)
         except FpAuditError as error:
@@ -179,14 +184,12 @@ def examined(folder: Path, names: list[str]) -> dict[str, dict[str, float]]:
     """Score every model of a folder against all registrations: model -> metric -> value."""
     loaded = {victims.folder(name): victims.load(victims.folder(name)) for name in names}
     job = audit.Job(loaded, depth=Access.GRADIENTS, exhaustive=True, limits=Limits(wall_seconds=1800, cpu_seconds=3600))
-    titles = {slug(name): name for name in ATTACKS}
     found = {}
     for outcome in local.run(list(locate((str(folder),), SourceOptions())), job, jobs=1):
         if isinstance(outcome, Skipped):
             print(f"{outcome.target}: {outcome.reason}")
             continue
-        target = outcome.artifact.target
-        found[titles.get(target, target)] = {
+        found[outcome.artifact.target] = {
             metric: value
             for name in names
             for item in outcome.evidence[name]
@@ -221,14 +224,18 @@ def own(names: list[str]) -> dict[str, float]:
 
 
 def thresholds(name: str) -> dict[str, float]:
-    """Return the one-tailed 99 % limit of a new independent's value, from the references: by metric."""
+    """Return the one-tailed 99 % limit of a new independent's value by metric, where enough references have it."""
     values: dict[str, list[float]] = {}
     for method, null in victims.load(victims.folder(name)).nulls.items():
         for score, parts in zip(null.scores, null.parts or ({},) * len(null.scores), strict=True):
             item = Evidence(method, Access.QUERIES, score, None, None, 0, parts=parts, detail=distances(parts))
             for metric, value in metrics_of(name, item).items():
                 values.setdefault(metric, []).append(value)
-    return {metric: limit(np.array(found), below=metric in DISTANCES) for metric, found in values.items()}
+    return {
+        metric: limit(np.array(found), below=metric in DISTANCES)
+        for metric, found in values.items()
+        if len(found) >= calibrate.MIN_NULL
+    }
 
 
 def distances(parts: Mapping[str, float]) -> dict[str, dict[str, float]]:

@@ -6,6 +6,7 @@ independent is trained on a random half of all of them, with true labels. Everyt
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ from fp_audit.families import build
 from fp_audit.model import as_images
 
 SURROGATES = ("fine-tuned", "pruned", "int8", "extracted", "extracted-timm")
+RESNET = "cifar10-resnet"
+DATASETS = ("mnist", "cifar10", RESNET)
+"""Images, and for CIFAR-10 one of two victims: a plain network as an ONNX file, or a HuggingFace ResNet."""
+
 INDEPENDENTS = ("same-architecture", "plain", "residual", "depthwise", "lenet")
 
 
@@ -29,11 +34,8 @@ class Zoo:
     """Where everything lies."""
 
     root: Path
-
-    @property
-    def victim(self) -> Path:
-        """The victim's ONNX file."""
-        return self.root / "victim.onnx"
+    victim: Path
+    """An ONNX file, or a HuggingFace folder."""
 
     @property
     def owner(self) -> Path:
@@ -64,17 +66,29 @@ def lenet5(classes: int = 10) -> nn.Module:
     )
 
 
-def make(root: Path, dataset: str, data: Path, *, seen: int) -> Zoo:
+def resnet(classes: int = 10) -> nn.Module:
+    """HuggingFace's ResNet with BatchNorm and three basic blocks, for 3 x 32 x 32 images: 308,000 parameters."""
+    from fp_audit_adapters._torchvision import ensure_torchvision
+
+    ensure_torchvision()
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    shape = {"embedding_size": 32, "hidden_sizes": [32, 64, 128], "depths": [1, 1, 1], "layer_type": "basic"}
+    return ResNetForImageClassification(ResNetConfig(num_labels=classes, **shape))
+
+
+def make(root: Path, dataset: str, data: Path, *, seen: int, stolen: bool = True) -> Zoo:
     """Make what is missing of a zoo under ``root``.
 
     Args:
         root: folder to fill.
-        dataset: ``mnist`` or ``cifar10``.
+        dataset: one of ``DATASETS``.
         data: folder with ``train.parquet``.
         seen: images that the victim is shown in training; the others half as many.
+        stolen: whether surrogates are made too.
     """
     root.mkdir(parents=True, exist_ok=True)
-    zoo = Zoo(root)
+    zoo = Zoo(root, root / ("victim" if dataset == RESNET else "victim.onnx"))
     images = load(str(data / "train.parquet"))
     order = np.random.default_rng(1).permutation(len(images))
     owner, thief = images.take(order[: len(order) // 2]), images.take(order[len(order) // 2 :])
@@ -83,7 +97,8 @@ def make(root: Path, dataset: str, data: Path, *, seen: int) -> Zoo:
             np.savez(path, images=part.pixels, labels=part.labels, classes=np.array(part.classes or ()))
     test = load(str(data / "test.parquet"))
     _trained(zoo.victim, _victim(dataset, images), owner, test, seen=seen, seed=11)
-    _steal(zoo, root / "thief.npz", len(thief), seen // 2)
+    if stolen:
+        _steal(zoo, root / "thief.npz", len(thief), seen // 2)
     for i, name in enumerate(INDEPENDENTS):
         half = images.take(np.random.default_rng(100 + i).permutation(len(images))[: len(images) // 2])
         network = _victim(dataset, images) if i == 0 else _network(name, 20, images)
@@ -92,7 +107,20 @@ def make(root: Path, dataset: str, data: Path, *, seen: int) -> Zoo:
 
 
 def _victim(dataset: str, images: Labelled) -> nn.Module:
-    return lenet5() if dataset == "mnist" else _network("plain", 16, images)
+    makers = {"mnist": lenet5, "cifar10": lambda: _network("plain", 16, images), RESNET: lambda: _Logits(resnet())}
+    return makers[dataset]()
+
+
+class _Logits(nn.Module):
+    """A HuggingFace model that returns its logits alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Answer images in [0, 1]."""
+        return self.model(images).logits
 
 
 def _network(family: str, width: int, images: Labelled) -> nn.Module:
@@ -119,9 +147,16 @@ def _trained(path: Path, network: nn.Module, images: Labelled, test: Labelled, *
     accuracy = (predict_network(network, as_images(test.pixels)).argmax(axis=1) == test.labels).mean()
     print(f"{path.parent.name}/{path.name}: {accuracy:.2%} on the test images", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".onnx":
+        _export(network, path, images.pixels.shape[1:])
+    else:
+        _save(network.model, path, images.pixels.shape[2])
+
+
+def _export(network: nn.Module, path: Path, shape: tuple[int, ...]) -> None:
     torch.onnx.export(
         network,
-        (torch.zeros(2, *images.pixels.shape[1:]),),
+        (torch.zeros(2, *shape),),
         str(path),
         dynamo=True,
         external_data=False,
@@ -129,6 +164,23 @@ def _trained(path: Path, network: nn.Module, images: Labelled, test: Labelled, *
         output_names=["logits"],
         dynamic_shapes=({0: torch.export.Dim("n")},),
     )
+
+
+def _save(model: nn.Module, folder: Path, side: int) -> None:
+    """Save a HuggingFace model that takes images in [0, 1] as they are."""
+    partial = folder.with_suffix(".partial")
+    model.save_pretrained(partial)
+    processor = {
+        "image_processor_type": "ViTImageProcessor",
+        "size": {"height": side, "width": side},
+        "do_resize": True,
+        "resample": 2,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": False,
+    }
+    (partial / "preprocessor_config.json").write_text(json.dumps(processor))
+    partial.rename(folder)
 
 
 def _steal(zoo: Zoo, data: Path, images: int, seen: int) -> None:
