@@ -12,7 +12,7 @@ from fp_audit.data import Labelled
 from fp_audit.engine import answered
 from fp_audit.errors import DataError
 from fp_audit.metrics import centred
-from fp_audit.model import BlackBox, as_probabilities
+from fp_audit.model import TOP_K, BlackBox, as_probabilities
 from fp_audit.types import OutputKind, Outputs, Pixels
 
 BLEND = (0.35, 0.65)
@@ -23,6 +23,9 @@ CANDIDATES = 20
 
 MARGINS = (0.25, 0.5)
 """Quantiles of the victim's top-2 margin for blends: it hesitates, and int8 noise does not tip it."""
+
+NATURAL_SHARE, MOST_NATURAL = 0.2, 4000
+"""Share of the data, at most so many images, that ``candidates`` sets aside."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,27 @@ def _hesitant_blends(
     return drawn[chosen], answers[chosen]
 
 
+def candidates(victim: BlackBox, data: Labelled, budget: int, rng: np.random.Generator) -> tuple[Pixels, int, Labelled]:
+    """Set images aside for queries, on which no network may be trained, and blend pairs of them.
+
+    Returns:
+        The candidates, how many of them (the first ones) are images of the data, and the images left for training.
+
+    Raises:
+        DataError: the images are too few for the budget.
+    """
+    order = rng.permutation(len(data))
+    size = min(round(NATURAL_SHARE * len(data)), MOST_NATURAL)
+    if size < budget / 2:
+        raise DataError(
+            f"{data.name}: {len(data)} images are too few to set {NATURAL_SHARE:.0%} aside for {budget} queries: "
+            "pass more images, or ask for fewer queries"
+        )
+    natural = data.pixels[np.sort(order[:size])]
+    blended = blends(natural, predict_pixels(victim, natural).argmax(axis=1), size, rng)
+    return np.concatenate([natural, blended]), size, data.take(np.sort(order[size:]))
+
+
 def blends(pixels: Pixels, labels: NDArray[np.intp], count: int, rng: np.random.Generator) -> Pixels:
     """Blend ``count`` pairs of N images; those that have one label are left out, so that fewer may come back."""
     first, second = rng.integers(len(pixels), size=(2, count))
@@ -108,3 +132,20 @@ def shown_probabilities(answers: Outputs, kind: OutputKind) -> NDArray[np.float6
     if kind in ("topk", "labels"):
         probabilities = probabilities + 0.01
     return np.asarray(probabilities / probabilities.sum(axis=1, keepdims=True))
+
+
+def read(answers: Outputs, kind: OutputKind, shown: OutputKind) -> NDArray[np.float64]:
+    """Read N x K answers of ``kind`` as if no more than ``shown`` were seen: one-hot rows or centred logits."""
+    if shown == "labels":
+        return np.asarray(np.eye(answers.shape[1])[answers.argmax(axis=1)])
+    if shown == "topk" and kind != "topk":
+        probabilities = as_probabilities(answers, kind)
+        least = np.sort(probabilities, axis=1)[:, [-min(TOP_K, answers.shape[1])]]
+        return centred_logits(np.where(probabilities >= least, probabilities, np.float32(0)), "topk")
+    return centred_logits(answers, kind)
+
+
+def unit(answers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scale to a median length of 1 at a query: how sure of itself a model is says nothing of where it comes from."""
+    size = np.median(np.linalg.norm(answers, axis=1))
+    return answers / size if size else answers

@@ -9,20 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fp_audit.data import Labelled
-from fp_audit.errors import DataError, UsageError
+from fp_audit.errors import UsageError
 from fp_audit.fingerprints._base import versus
 from fp_audit.fingerprints._queried import Queried, Queries
-from fp_audit.fingerprints._queries import blends, centred_logits, predict_pixels
-from fp_audit.model import TOP_K, as_images, as_probabilities
+from fp_audit.fingerprints._queries import candidates, predict_pixels, read, unit
+from fp_audit.model import as_images
 from fp_audit.subject import Subject
 from fp_audit.types import Access, Fingerprint, OutputKind, Outputs, Score
 
 if TYPE_CHECKING:
     from fp_audit.networks import Network
     from fp_audit.workshop import Workshop
-
-NATURAL_SHARE, MOST_NATURAL = 0.2, 4000
-"""Share of the data, at most so many images, that no innocent network is trained on: queries are drawn from them."""
 
 PRIOR = 4.0
 """Innocents that the spread over all queries is worth when the spread at one query is estimated."""
@@ -103,24 +100,17 @@ class Residual(Queried):
         self, victim: Subject, data: Labelled | None, rng: np.random.Generator, workshop: Workshop
     ) -> tuple[Queries, Outputs, Outputs]:
         """Choose the queries; return also the victim's answers, N x K, and the innocents', R x N x K."""
-        data, model = self.required(data), victim.black_box()
-        order = rng.permutation(len(data))
-        size = min(round(NATURAL_SHARE * len(data)), MOST_NATURAL)
-        if size < self.options["queries"] / 2:
-            raise DataError(f"residual: {len(data)} images are too few for {self.options['queries']} queries")
-        natural = data.pixels[np.sort(order[:size])]
-        candidates = np.concatenate(
-            [natural, blends(natural, predict_pixels(model, natural).argmax(axis=1), size, rng)]
-        )
-        own = predict_pixels(model, candidates)
-        networks = self._innocents(data.take(np.sort(order[size:])), own.shape[1], rng, workshop)
-        answers = np.stack([predict_pixels(network, candidates) for network in networks])
+        model = victim.black_box()
+        pixels, natural, rest = candidates(model, self.required(data), self.options["queries"], rng)
+        own = predict_pixels(model, pixels)
+        networks = self._innocents(rest, own.shape[1], rng, workshop)
+        answers = np.stack([predict_pixels(network, pixels) for network in networks])
         others = [unit(read(each, "logits", "logits")) for each in answers]
         (deviation,) = deviations([unit(read(own, model.output, "logits"))], others)
         found = np.square(deviation).sum(axis=1)
         chosen = np.sort(np.argsort(-found, kind="stable")[: self.options["queries"]])
-        facts = {"natural": int((chosen < size).sum()), "candidates": len(candidates)}
-        return Queries(candidates[chosen], facts), own[chosen], answers[:, chosen]
+        facts = {"natural": int((chosen < natural).sum()), "candidates": len(pixels)}
+        return Queries(pixels[chosen], facts), own[chosen], answers[:, chosen]
 
     def _innocents(
         self, data: Labelled, classes: int, rng: np.random.Generator, workshop: Workshop
@@ -162,23 +152,6 @@ def similarity(theirs: Outputs, shown: OutputKind, victim: tuple[Outputs, Output
     return float((left * right).sum() / norm) if norm else 0.0
 
 
-def read(answers: Outputs, kind: OutputKind, shown: OutputKind) -> NDArray[np.float64]:
-    """Read N x K answers of ``kind`` as if no more than ``shown`` were seen: one-hot rows or centred logits."""
-    if shown == "labels":
-        return np.asarray(np.eye(answers.shape[1])[answers.argmax(axis=1)])
-    if shown == "topk" and kind != "topk":
-        probabilities = as_probabilities(answers, kind)
-        least = np.sort(probabilities, axis=1)[:, [-min(TOP_K, answers.shape[1])]]
-        return centred_logits(np.where(probabilities >= least, probabilities, np.float32(0)), "topk")
-    return centred_logits(answers, kind)
-
-
-def unit(answers: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scale to a median length of 1 at a query: how sure of itself a model is says nothing of where it comes from."""
-    size = np.median(np.linalg.norm(answers, axis=1))
-    return answers / size if size else answers
-
-
 def shared(answers: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return what R innocents' answers (N x K each) have in common: mean, N x K, and spread, N x 1.
 
@@ -209,7 +182,9 @@ def label_deviations(
     answers: Sequence[NDArray[np.float64]], others: Sequence[NDArray[np.float64]]
 ) -> NDArray[np.float64]:
     """Do the same with labels, one-hot rows; see ``deviations``."""
-    frequency, spread = label_frequency(others)
+    counts = np.sum(others, axis=0) + LABEL_PRIOR
+    frequency = counts / counts.sum(axis=1, keepdims=True)
+    spread = np.sqrt(frequency * (1 - frequency))
     return apart([(each - frequency) / spread for each in answers], [(each - frequency) / spread for each in others])
 
 
@@ -230,10 +205,3 @@ def remaining(
     size = float((common * common).sum())
     slope = float((scaled * common).sum()) / size if size else 0.0
     return np.clip(scaled - slope * common, -FARTHEST, FARTHEST)
-
-
-def label_frequency(labels: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return how often R innocents (one-hot rows, N x K each) say each label, smoothed, and its deviation, N x K."""
-    counts = np.sum(labels, axis=0) + LABEL_PRIOR
-    frequency = counts / counts.sum(axis=1, keepdims=True)
-    return frequency, np.sqrt(frequency * (1 - frequency))

@@ -86,6 +86,7 @@ FAST = {
     "batch": 32,
     "surrogates": 3,
     "independents": 4,
+    "networks": 4,
     "images": 4,
     "masks": 8,
     "points": 6,
