@@ -73,14 +73,16 @@ ALL_ATTACKS = (
     "extract:answers=probabilities@2",
     "extract-mix",
     "distill",
-    "knockoff",
     "papernot",
     "cloudleak",
     "adversarial-tune",
     "adversarial-extract:epochs=8@2",
     "transfer",
 )
-"""What ``all`` stands for: every kind of attack, the cheap ones first; ``SPEC@N`` is tried with N seeds."""
+"""What ``all`` stands for: every kind of attack, the cheap ones first; ``SPEC@N`` is tried with N seeds.
+
+``knockoff`` is not among them: on the thief's own images it is ``extract:answers=probabilities`` once more.
+"""
 
 QUICK_ATTACKS = (
     "quantise:mode=static",
