@@ -205,8 +205,13 @@ def metrics_of(name: str, item: Evidence) -> dict[str, float]:
     if item.method == "zest":
         return {f"zest {part}": value for part, value in item.parts.items()}
     if item.method == "characteristic":
-        return {name.partition("-")[2] if not name.endswith("-removal") else "rce": item.score}
+        return {variant_of(name): item.score}
     return {item.method: item.score}
+
+
+def variant_of(name: str) -> str:
+    """Return the variant of characteristic examples that a registration holds: its last part, or rce."""
+    return max((variant for variant in VARIANTS if name.endswith(f"-{variant}")), key=len, default="rce")
 
 
 def own(names: list[str]) -> dict[str, float]:
@@ -217,7 +222,7 @@ def own(names: list[str]) -> dict[str, float]:
             if method == "zest":
                 found |= {f"zest {part}": value for part, value in score["parts"].items()}
             elif method == "characteristic":
-                found["rce" if name.endswith("-removal") else name.partition("-")[2]] = score["value"]
+                found[variant_of(name)] = score["value"]
             elif method != "deepjudge":
                 found[method] = score["value"]
     return found
