@@ -246,9 +246,10 @@ def breed():
                 time.sleep(60)
             os._exit(0)
         os.waitpid(pid, 0)
-        while not Path(request["note"]).exists():
+        note = Path(request["note"])
+        while not (note.exists() and note.read_text()):
             time.sleep(0.01)
-        return {"pid": int(Path(request["note"]).read_text())}
+        return {"pid": int(note.read_text())}
 
     return handle
 

@@ -44,7 +44,8 @@ def pixels(data):
 
 def test_all_holds_every_attack_with_enough_surrogates_each_in_its_own_folder():
     planned = zoo.planned(("all",), seed=4)
-    assert {attack.name for theft in planned for attack in theft.attacks} == set(plugins.names("attacks"))
+    others = set(plugins.names("attacks")) - {"knockoff"}  # on the thief's own images it is extraction
+    assert {attack.name for theft in planned for attack in theft.attacks} == others
     assert len({theft.name for theft in planned}) == len(planned) >= 26
     assert {"copy", "extraction-same", "extraction-other", "extraction-probabilities", "adversarial-extraction"} <= {
         theft.kind for theft in planned
