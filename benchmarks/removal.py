@@ -211,7 +211,7 @@ def metrics_of(name: str, item: Evidence) -> dict[str, float]:
 
 def variant_of(name: str) -> str:
     """Return the variant of characteristic examples that a registration holds: its last part, or rce."""
-    return max((variant for variant in VARIANTS if name.endswith(f"-{variant}")), key=len, default="rce")
+    return next((variant for variant in VARIANTS if name.endswith(f"-{variant}")), "rce")
 
 
 def own(names: list[str]) -> dict[str, float]:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from fp_audit import attack
+from fp_audit.attacking import staged
 from fp_audit.data import Labelled, load
 from fp_audit.engine import Recipe, fit, predict_network
 from fp_audit.families import build
@@ -168,8 +169,6 @@ def _export(network: nn.Module, path: Path, shape: tuple[int, ...]) -> None:
 
 def _save(model: nn.Module, folder: Path, side: int) -> None:
     """Save a HuggingFace model that takes images in [0, 1] as they are."""
-    partial = folder.with_suffix(".partial")
-    model.save_pretrained(partial)
     processor = {
         "image_processor_type": "ViTImageProcessor",
         "size": {"height": side, "width": side},
@@ -179,8 +178,9 @@ def _save(model: nn.Module, folder: Path, side: int) -> None:
         "rescale_factor": 1 / 255,
         "do_normalize": False,
     }
-    (partial / "preprocessor_config.json").write_text(json.dumps(processor))
-    partial.rename(folder)
+    with staged(folder) as out:
+        model.save_pretrained(out)
+        (out / "preprocessor_config.json").write_text(json.dumps(processor))
 
 
 def _steal(zoo: Zoo, data: Path, images: int, seen: int) -> None:

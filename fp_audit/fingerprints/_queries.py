@@ -1,9 +1,10 @@
-"""Query sets, and how answers are read, for more than one method."""
+"""Query sets, the networks that choose them, and how answers are read, for more than one method."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,11 @@ from fp_audit.data import Labelled
 from fp_audit.engine import answered
 from fp_audit.errors import DataError
 from fp_audit.metrics import centred
-from fp_audit.model import TOP_K, BlackBox, as_probabilities
+from fp_audit.model import BlackBox, as_probabilities
 from fp_audit.types import OutputKind, Outputs, Pixels
+
+if TYPE_CHECKING:
+    from fp_audit.networks import Network
 
 BLEND = (0.35, 0.65)
 """Range of the weight of the first of two blended images."""
@@ -101,6 +105,19 @@ def candidates(victim: BlackBox, data: Labelled, budget: int, rng: np.random.Gen
     return np.concatenate([natural, blended]), size, data.take(np.sort(order[size:]))
 
 
+class Training(Protocol):
+    """``Workshop.independents``, or ``surrogates`` of one victim."""
+
+    def __call__(self, data: Labelled, count: int, /, *, seed: int, alike: bool) -> Sequence[Network]:
+        """Train ``count`` networks."""
+
+
+def half_alike(train: Training, data: Labelled, count: int, seeds: Sequence[int]) -> list[Network]:
+    """Train one half of several architectures with the first seed, the other of the victim's with the second."""
+    varied = train(data, count - count // 2, seed=seeds[0], alike=False)
+    return [*varied, *train(data, count // 2, seed=seeds[1], alike=True)]
+
+
 def blends(pixels: Pixels, labels: NDArray[np.intp], count: int, rng: np.random.Generator) -> Pixels:
     """Blend ``count`` pairs of N images; those that have one label are left out, so that fewer may come back."""
     first, second = rng.integers(len(pixels), size=(2, count))
@@ -132,20 +149,3 @@ def shown_probabilities(answers: Outputs, kind: OutputKind) -> NDArray[np.float6
     if kind in ("topk", "labels"):
         probabilities = probabilities + 0.01
     return np.asarray(probabilities / probabilities.sum(axis=1, keepdims=True))
-
-
-def read(answers: Outputs, kind: OutputKind, shown: OutputKind) -> NDArray[np.float64]:
-    """Read N x K answers of ``kind`` as if no more than ``shown`` were seen: one-hot rows or centred logits."""
-    if shown == "labels":
-        return np.asarray(np.eye(answers.shape[1])[answers.argmax(axis=1)])
-    if shown == "topk" and kind != "topk":
-        probabilities = as_probabilities(answers, kind)
-        least = np.sort(probabilities, axis=1)[:, [-min(TOP_K, answers.shape[1])]]
-        return centred_logits(np.where(probabilities >= least, probabilities, np.float32(0)), "topk")
-    return centred_logits(answers, kind)
-
-
-def unit(answers: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scale to a median length of 1 at a query: how sure of itself a model is says nothing of where it comes from."""
-    size = np.median(np.linalg.norm(answers, axis=1))
-    return answers / size if size else answers

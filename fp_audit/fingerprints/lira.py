@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -12,7 +13,7 @@ from fp_audit.data import Labelled
 from fp_audit.errors import NotApplicable, UsageError
 from fp_audit.fingerprints._base import versus
 from fp_audit.fingerprints._queried import Queried, Queries
-from fp_audit.fingerprints._queries import candidates, predict_pixels
+from fp_audit.fingerprints._queries import candidates, half_alike, predict_pixels
 from fp_audit.model import as_images
 from fp_audit.subject import Subject
 from fp_audit.types import Access, Fingerprint, Score
@@ -105,14 +106,9 @@ class Lira(Queried):
         self, victim: Subject, data: Labelled, rng: np.random.Generator, workshop: Workshop
     ) -> tuple[Sequence[Network], Sequence[Network]]:
         """Train innocents and surrogates: of each kind one half of several architectures, one of the victim's."""
-        half = self.options["networks"] // 2
-        counts = (self.options["networks"] - half, False), (half, True)
-        innocents: list[Network] = []
-        surrogates: list[Network] = []
-        for (count, alike), seed in zip(counts, map(int, rng.integers(2**31, size=2)), strict=True):
-            innocents += workshop.independents(data, count, seed=seed, alike=alike)
-            surrogates += workshop.surrogates(victim.black_box(), data, count, seed=seed, alike=alike)
-        return innocents, surrogates
+        seeds, count = rng.integers(2**31, size=2).tolist(), self.options["networks"]
+        surrogates = partial(workshop.surrogates, victim.black_box())
+        return half_alike(workshop.independents, data, count, seeds), half_alike(surrogates, data, count, seeds)
 
     def _compare(self, fingerprint: Fingerprint, suspect: Subject) -> Score:
         arrays, model = fingerprint.arrays, suspect.black_box()

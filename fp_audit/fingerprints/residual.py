@@ -12,8 +12,8 @@ from fp_audit.data import Labelled
 from fp_audit.errors import UsageError
 from fp_audit.fingerprints._base import versus
 from fp_audit.fingerprints._queried import Queried, Queries
-from fp_audit.fingerprints._queries import candidates, predict_pixels, read, unit
-from fp_audit.model import as_images
+from fp_audit.fingerprints._queries import candidates, centred_logits, half_alike, predict_pixels
+from fp_audit.model import TOP_K, as_images, as_probabilities
 from fp_audit.subject import Subject
 from fp_audit.types import Access, Fingerprint, OutputKind, Outputs, Score
 
@@ -103,7 +103,7 @@ class Residual(Queried):
         model = victim.black_box()
         pixels, natural, rest = candidates(model, self.required(data), self.options["queries"], rng)
         own = predict_pixels(model, pixels)
-        networks = self._innocents(rest, own.shape[1], rng, workshop)
+        networks = self._innocents(rest.of_classes(own.shape[1]), rng, workshop)
         answers = np.stack([predict_pixels(network, pixels) for network in networks])
         others = [unit(read(each, "logits", "logits")) for each in answers]
         (deviation,) = deviations([unit(read(own, model.output, "logits"))], others)
@@ -112,15 +112,10 @@ class Residual(Queried):
         facts = {"natural": int((chosen < natural).sum()), "candidates": len(pixels)}
         return Queries(pixels[chosen], facts), own[chosen], answers[:, chosen]
 
-    def _innocents(
-        self, data: Labelled, classes: int, rng: np.random.Generator, workshop: Workshop
-    ) -> Sequence[Network]:
+    def _innocents(self, data: Labelled, rng: np.random.Generator, workshop: Workshop) -> Sequence[Network]:
         """Train networks on true labels, all with as many classes as the victim."""
-        data = data.of_classes(classes)
-        first, second = map(int, rng.integers(2**31, size=2))
-        count = self.options["independents"]
-        varied = workshop.independents(data, count - count // 2, seed=first, alike=False)
-        return [*varied, *workshop.independents(data, count // 2, seed=second, alike=True)]
+        seeds = rng.integers(2**31, size=2).tolist()
+        return half_alike(workshop.independents, data, self.options["independents"], seeds)
 
     def _compare(self, fingerprint: Fingerprint, suspect: Subject) -> Score:
         arrays, model = fingerprint.arrays, suspect.black_box()
@@ -150,6 +145,23 @@ def similarity(theirs: Outputs, shown: OutputKind, victim: tuple[Outputs, Output
         left, right = deviations([unit(suspect), unit(own)], [unit(each) for each in others])
     norm = np.linalg.norm(left) * np.linalg.norm(right)
     return float((left * right).sum() / norm) if norm else 0.0
+
+
+def read(answers: Outputs, kind: OutputKind, shown: OutputKind) -> NDArray[np.float64]:
+    """Read N x K answers of ``kind`` as if no more than ``shown`` were seen: one-hot rows or centred logits."""
+    if shown == "labels":
+        return np.asarray(np.eye(answers.shape[1])[answers.argmax(axis=1)])
+    if shown == "topk" and kind != "topk":
+        probabilities = as_probabilities(answers, kind)
+        least = np.sort(probabilities, axis=1)[:, [-min(TOP_K, answers.shape[1])]]
+        return centred_logits(np.where(probabilities >= least, probabilities, np.float32(0)), "topk")
+    return centred_logits(answers, kind)
+
+
+def unit(answers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scale to a median length of 1 at a query: how sure of itself a model is says nothing of where it comes from."""
+    size = np.median(np.linalg.norm(answers, axis=1))
+    return answers / size if size else answers
 
 
 def shared(answers: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -182,9 +194,7 @@ def label_deviations(
     answers: Sequence[NDArray[np.float64]], others: Sequence[NDArray[np.float64]]
 ) -> NDArray[np.float64]:
     """Do the same with labels, one-hot rows; see ``deviations``."""
-    counts = np.sum(others, axis=0) + LABEL_PRIOR
-    frequency = counts / counts.sum(axis=1, keepdims=True)
-    spread = np.sqrt(frequency * (1 - frequency))
+    frequency, spread = label_frequency(others)
     return apart([(each - frequency) / spread for each in answers], [(each - frequency) / spread for each in others])
 
 
@@ -205,3 +215,10 @@ def remaining(
     size = float((common * common).sum())
     slope = float((scaled * common).sum()) / size if size else 0.0
     return np.clip(scaled - slope * common, -FARTHEST, FARTHEST)
+
+
+def label_frequency(labels: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return how often R innocents (one-hot rows, N x K each) say each label, smoothed, and its deviation, N x K."""
+    counts = np.sum(labels, axis=0) + LABEL_PRIOR
+    frequency = counts / counts.sum(axis=1, keepdims=True)
+    return frequency, np.sqrt(frequency * (1 - frequency))

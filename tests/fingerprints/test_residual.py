@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from fp_audit.errors import UsageError
-from fp_audit.fingerprints._queries import read, unit
-from fp_audit.fingerprints.residual import Residual, shared, similarity
+from fp_audit.fingerprints.residual import Residual, read, shared, similarity, unit
 
 N, K, R = 40, 5, 8
 
