@@ -37,7 +37,7 @@ from fp_audit.subject import Subject, file_digests
 from fp_audit.targets import Located
 from fp_audit.types import Access, Fingerprint, Skipped
 from fp_audit.victims import Victim
-from fp_audit.zoo import ALL, Zoo, ZooOptions, build_zoo
+from fp_audit.zoo import ALL, TRAININGS, Zoo, ZooOptions, build_zoo
 
 BUDGETS = (10, 25, 50, 100, 400)
 
@@ -61,6 +61,8 @@ class EvaluationOptions:
     seed: int = 0
     device: str = "auto"
     thief: str | None = None
+    """See ``zoo.ZooOptions``."""
+    trained_on: tuple[str, ...] = TRAININGS
     """See ``zoo.ZooOptions``."""
     zoo: Path | None = None
     """Folder of models that somebody else made, with a ``truth.json``; None: they are made here."""
@@ -147,7 +149,9 @@ def _asks(name: str) -> bool:
 
 
 def _zoo(model: str, data: str, out: Path, options: EvaluationOptions, progress: Progress) -> Zoo:
-    wanted = ZooOptions(options.attacks, options.independents, options.seed, options.device, options.thief)
+    wanted = ZooOptions(
+        options.attacks, options.independents, options.seed, options.device, options.thief, options.trained_on
+    )
     return build_zoo(model, data, out, wanted, progress=progress)
 
 

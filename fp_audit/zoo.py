@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -34,10 +34,8 @@ from fp_audit.engine import Progress, pick_device, silent, top1
 from fp_audit.errors import DataError, FpAuditError, UsageError
 from fp_audit.networks import Network, NetworkSpec
 
-Training: TypeAlias = Literal["same", "half", "none"]
+TRAININGS = ("same", "half", "none")
 """How much of the victim's training images an independent was trained on."""
-
-TRAININGS: tuple[Training, ...] = ("same", "half", "none")
 
 TEST_SHARE, MAX_TEST = 0.1, 2000
 """Images that nobody is trained on: this share, and no more than so many."""
@@ -118,10 +116,16 @@ class ZooOptions:
     device: str = "auto"
     thief: str | None = None
     """The thief's labelled images; all of DATA are then the owner's. None: half of DATA are the thief's."""
+    trained_on: tuple[str, ...] = TRAININGS
+    """Those of ``TRAININGS`` among which the independents are divided."""
 
     def __post_init__(self) -> None:
-        if self.independents < len(TRAININGS):
-            raise UsageError(f"--independents {self.independents}: expected at least {len(TRAININGS)}")
+        named = set(self.trained_on)
+        if not named or not named <= set(TRAININGS) or len(named) < len(self.trained_on):
+            text = ",".join(self.trained_on)
+            raise UsageError(f"--trained-on {text!r}: expected some of {', '.join(TRAININGS)}, each once")
+        if self.independents < len(self.trained_on):
+            raise UsageError(f"--independents {self.independents}: expected at least {len(self.trained_on)}")
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,8 @@ class Independent:
     """An innocent model in memory."""
 
     name: str
-    training: Training
+    training: str
+    """One of ``TRAININGS``."""
     network: Network
     accuracy: float
     """Share of the test images that it gets right."""
@@ -350,20 +355,27 @@ def _stolen(
 
 
 def independent_specs(
-    count: int, images: Labelled, classes: int, *, seed: int, own: bool
-) -> dict[Training, list[NetworkSpec]]:
-    """Plan independents, and divide them evenly among the three training sets.
+    count: int,
+    images: Labelled,
+    classes: int,
+    *,
+    seed: int,
+    own: bool,
+    trained_on: Sequence[str] = TRAININGS,
+) -> dict[str, list[NetworkSpec]]:
+    """Plan independents, and divide them evenly among training sets.
 
-    In turn, starting with the next set after every three: each set has its share of all architectures and optimisers.
+    In turn, starting with the next set after every round: each set has its share of all architectures and optimisers.
     """
     specs = networks.plan(count, images, classes, seed=seed, purpose="evaluation", own=own)
+    sets = len(trained_on)
     return {
-        training: [spec for i, spec in enumerate(specs) if (i + i // 3) % 3 == k]
-        for k, training in enumerate(TRAININGS)
+        training: [spec for i, spec in enumerate(specs) if (i + i // sets) % sets == k]
+        for k, training in enumerate(trained_on)
     }
 
 
-def training_sets(images: Divided, seed: int) -> dict[Training, Labelled]:
+def training_sets(images: Divided, seed: int) -> dict[str, Labelled]:
     """Return what independents are trained on: the victim's own images, half of them, none of them."""
     owner, thief = images.owner, images.thief
     rng = np.random.default_rng([seed, 1])
@@ -383,11 +395,14 @@ def _independents(
     architecture = registration.own_architecture(target.artifact, target.opening, target.model.spec, target.data)
     classes = count_outputs(target.model)
     own = architecture is not None
-    plan = independent_specs(options.independents, images.owner, classes, seed=options.seed, own=own)
-    for training, seen in training_sets(images, options.seed).items():
+    sets = training_sets(images, options.seed)
+    plan = independent_specs(
+        options.independents, images.owner, classes, seed=options.seed, own=own, trained_on=options.trained_on
+    )
+    for training, specs in plan.items():
         for network in networks.train(
-            plan[training],
-            seen,
+            specs,
+            sets[training],
             cache=cache,
             device=pick_device(options.device),
             architecture=architecture,

@@ -134,6 +134,21 @@ def test_every_training_set_has_its_share_of_all_kinds_of_independents(images, o
     assert not seeds & {spec.seed for spec in calibration}
 
 
+@pytest.mark.parametrize("trained_on", [("same",), ("none", "half")])
+def test_independents_are_divided_among_the_training_sets_that_are_asked_for(images, trained_on):
+    specs = zoo.independent_specs(24, images, 10, seed=0, own=True, trained_on=trained_on)
+    every = [spec for found in zoo.independent_specs(24, images, 10, seed=0, own=True).values() for spec in found]
+    assert tuple(specs) == trained_on
+    assert {len(found) for found in specs.values()} == {24 // len(trained_on)}
+    assert {spec for found in specs.values() for spec in found} == set(every)
+
+
+@pytest.mark.parametrize("trained_on", [(), ("same", "same"), ("same", "some")])
+def test_training_sets_that_make_no_sense_are_refused(trained_on):
+    with pytest.raises(UsageError, match="expected some of same, half, none, each once"):
+        ZooOptions(trained_on=trained_on)
+
+
 def test_a_zoo_is_built_and_what_is_not_possible_is_recorded(made, digit_models):
     _, found, _, _ = made
     assert [(item.kind, item.name) for item in found.surrogates] == [

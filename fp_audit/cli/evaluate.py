@@ -39,6 +39,14 @@ def _budgets(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
     "with several seeds: extract@3.",
 )
 @click.option("--independents", default=24, show_default=True, help="Innocent models to train and score.")
+@click.option(
+    "--trained-on",
+    default="same,half,none",
+    show_default=True,
+    metavar="a,b",
+    callback=_options.names,
+    help="How much of the victim's training images the innocent models have seen; they are divided evenly.",
+)
 @click.option("--references", default=12, show_default=True, help="Innocent models that the victim is registered with.")
 @click.option(
     "--methods",
