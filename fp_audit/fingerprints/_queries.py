@@ -31,6 +31,9 @@ MARGINS = (0.25, 0.5)
 NATURAL_SHARE, MOST_NATURAL = 0.2, 4000
 """Share of the data, at most so many images, that ``candidates`` sets aside."""
 
+ENOUGH = 4
+"""Blends that ``candidates`` draws for a query, at least."""
+
 
 @dataclass(frozen=True)
 class Hard:
@@ -87,8 +90,12 @@ def _hesitant_blends(
 def candidates(victim: BlackBox, data: Labelled, budget: int, rng: np.random.Generator) -> tuple[Pixels, int, Labelled]:
     """Set images aside for queries, on which no network may be trained, and blend pairs of them.
 
+    Of the images themselves only the victim's mistakes are candidates. Where it is right, an innocent model that was
+    trained on the same images is right too, more often than one that was not: it would look like a surrogate beside
+    references that never see queries. Of its mistakes such a model shares fewer, and nobody has trained on a blend.
+
     Returns:
-        The candidates, how many of them (the first ones) are images of the data, and the images left for training.
+        The candidates, how many of them (the first ones) are mistakes, and the images left for training.
 
     Raises:
         DataError: the images are too few for the budget.
@@ -100,9 +107,11 @@ def candidates(victim: BlackBox, data: Labelled, budget: int, rng: np.random.Gen
             f"{data.name}: {len(data)} images are too few to set {NATURAL_SHARE:.0%} aside for {budget} queries: "
             "pass more images, or ask for fewer queries"
         )
-    natural = data.pixels[np.sort(order[:size])]
-    blended = blends(natural, predict_pixels(victim, natural).argmax(axis=1), size, rng)
-    return np.concatenate([natural, blended]), size, data.take(np.sort(order[size:]))
+    aside = data.take(np.sort(order[:size]))
+    labels = predict_pixels(victim, aside.pixels).argmax(axis=1)
+    mistakes = aside.pixels[labels != aside.labels]
+    blended = blends(aside.pixels, labels, max(size, ENOUGH * budget), rng)
+    return np.concatenate([mistakes, blended]), len(mistakes), data.take(np.sort(order[size:]))
 
 
 class Training(Protocol):

@@ -36,10 +36,10 @@ class Lira(Queried):
 
         sum_n w(n) [y_n = victim's label] / sum_n w(n),   w = log(a_1 (1 - a_0) / (a_0 (1 - a_1)))
 
-    Queries are those candidates (images that no network here was trained on, and blends of two of them) with w > 0 on
-    which (a_1 - a_0) w is largest: the expected information of one answer. The networks here are not those of the
-    null, so that choosing queries by them does not make the test reject too often. Both kinds have the same
-    architectures, so that the victim's is no evidence.
+    Queries are those candidates (mistakes of the victim and blends of two images, none of which a network here was
+    trained on) with w > 0 on which (a_1 - a_0) w is largest: the expected information of one answer. The networks here
+    are not those of the null, so that choosing queries by them does not make the test reject too often. Both kinds have
+    the same architectures, so that the victim's is no evidence.
 
     Source: LiRA (Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022) with surrogates and
     innocent models in place of members and non-members, and labels in place of confidences.
@@ -90,7 +90,7 @@ class Lira(Queried):
     ) -> tuple[Queries, NDArray[np.intp], NDArray[np.float64]]:
         """Choose the queries; return also the victim's labels, N, and the weights, N."""
         model = victim.black_box()
-        pixels, natural, rest = candidates(model, self.required(data), self.options["queries"], rng)
+        pixels, mistakes, rest = candidates(model, self.required(data), self.options["queries"], rng)
         answers = predict_pixels(model, pixels)
         own = answers.argmax(axis=1)
         innocents, surrogates = self._networks(victim, rest.of_classes(answers.shape[1]), rng, workshop)
@@ -99,7 +99,7 @@ class Lira(Queried):
         chosen = np.sort(best[weights[best] > 0])
         if not len(chosen):
             raise NotApplicable("surrogates agree with the victim nowhere more often than innocent models do")
-        facts = {"natural": int((chosen < natural).sum()), "candidates": len(pixels)}
+        facts = {"mistakes": int((chosen < mistakes).sum()), "candidates": len(pixels)}
         return Queries(pixels[chosen], facts), own[chosen], weights[chosen]
 
     def _networks(

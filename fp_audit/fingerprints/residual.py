@@ -49,10 +49,10 @@ class Residual(Queried):
     shows labels only, z are one-hot rows, m the innocents' smoothed label frequencies f, s = sqrt(f (1 - f)) for each
     label, and b = 1.
 
-    Queries are those candidates (images that no innocent here was trained on, and blends of two of them) at which the
-    victim's residual is largest, which is where one answer tells most (expected information of the normal model).
-    The innocents here are not those of the null: that a query was chosen because they disagree with the victim does
-    not make the test reject too often.
+    Queries are those candidates (mistakes of the victim and blends of two images, none of which an innocent here was
+    trained on) at which the victim's residual is largest, which is where one answer tells most (expected information of
+    the normal model). The innocents here are not those of the null: that a query was chosen because they disagree with
+    the victim does not make the test reject too often.
 
     Source: this project; see above for what it is put together from.
 
@@ -101,7 +101,7 @@ class Residual(Queried):
     ) -> tuple[Queries, Outputs, Outputs]:
         """Choose the queries; return also the victim's answers, N x K, and the innocents', R x N x K."""
         model = victim.black_box()
-        pixels, natural, rest = candidates(model, self.required(data), self.options["queries"], rng)
+        pixels, mistakes, rest = candidates(model, self.required(data), self.options["queries"], rng)
         own = predict_pixels(model, pixels)
         networks = self._innocents(rest.of_classes(own.shape[1]), rng, workshop)
         answers = np.stack([predict_pixels(network, pixels) for network in networks])
@@ -109,7 +109,7 @@ class Residual(Queried):
         (deviation,) = deviations([unit(read(own, model.output, "logits"))], others)
         found = np.square(deviation).sum(axis=1)
         chosen = np.sort(np.argsort(-found, kind="stable")[: self.options["queries"]])
-        facts = {"natural": int((chosen < natural).sum()), "candidates": len(pixels)}
+        facts = {"mistakes": int((chosen < mistakes).sum()), "candidates": len(pixels)}
         return Queries(pixels[chosen], facts), own[chosen], answers[:, chosen]
 
     def _innocents(self, data: Labelled, rng: np.random.Generator, workshop: Workshop) -> Sequence[Network]:

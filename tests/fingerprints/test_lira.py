@@ -11,6 +11,7 @@ from training import train_here
 from fp_audit import networks
 from fp_audit.data import Labelled
 from fp_audit.errors import NotApplicable, UsageError
+from fp_audit.fingerprints._queries import candidates
 from fp_audit.fingerprints.lira import Lira, agreement, telling
 from fp_audit.subject import Subject
 from fp_audit.types import InputSpec
@@ -69,6 +70,19 @@ def test_as_its_formulas_query_by_query():
         assert information[n] == pytest.approx((a[1] - a[0]) * weights[n])
 
 
+def test_what_the_victim_gets_right_is_not_asked(data):
+    """An innocent model that was trained on these images knows them too."""
+    pixels, mistakes, rest = candidates(Judge(0.5), data, 40, np.random.default_rng(0))
+    known = {image.tobytes(): label for image, label in zip(data.pixels, data.labels, strict=True)}
+    said = Judge(0.5).predict(pixels / np.float32(255)).argmax(axis=1)
+    truth = [known.get(image.tobytes()) for image in pixels]
+    assert mistakes > 10
+    assert all(label not in (None, own) for label, own in zip(truth[:mistakes], said[:mistakes], strict=True))
+    assert not any(label is not None for label in truth[mistakes:])
+    assert len(pixels) - mistakes > 40
+    assert not {image.tobytes() for image in pixels} & {image.tobytes() for image in rest.pixels}
+
+
 def test_only_what_tells_is_asked_and_weighs(data):
     """Of four surrogates all make the victim's mistakes, of four innocents none: all queries are bright images."""
     victim, method = Judge(0.55), Lira(queries=40, networks=4)
@@ -92,7 +106,7 @@ def test_nothing_to_ask_where_surrogates_answer_like_innocents(data):
 def test_with_real_networks(data, tmp_path, monkeypatch):
     monkeypatch.setattr(networks, "SEEN_IMAGES", 6_000)
     monkeypatch.setattr(networks, "_train_in_processes", train_here)
-    victim, workshop, method = Judge(0.55), Workshop(cache=tmp_path), Lira(queries=40, networks=4)
+    victim, workshop, method = Judge(0.55), Workshop(cache=tmp_path), Lira(queries=20, networks=4)
     fingerprint = method.generate(Subject.of_model(victim), data, seed=0, workshop=workshop)
     stolen = workshop.surrogates(victim, data, 1, seed=5, alike=True)
     innocent = workshop.independents(data, 1, seed=6, alike=True)
