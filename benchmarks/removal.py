@@ -111,7 +111,7 @@ def slug(name: str) -> str:
 def stolen(attacks: Mapping[str, str], made: zoo.Zoo, given: argparse.Namespace) -> Path:
     """Run every attack whose surrogate is missing, on the thief's half of the images."""
     folder = given.out / f"{given.dataset}-removal"
-    target = open_victim(str(made.victim), str(made.root / "thief.npz"), device=given.device)
+    target = open_victim(str(made.victim), str(made.thief), device=given.device)
     for name, spec in attacks.items():
         where = folder / slug(name)
         try:
@@ -129,7 +129,7 @@ def stolen(attacks: Mapping[str, str], made: zoo.Zoo, given: argparse.Namespace)
 
 def race(made: zoo.Zoo, device: str) -> None:
     """Time RemovalNet's 1,000 iterations, and Knockoff with more and more epochs until it agrees as often."""
-    target = open_victim(str(made.victim), str(made.root / "thief.npz"), device=device)
+    target = open_victim(str(made.victim), str(made.thief), device=device)
     removal = attempt("removalnet", target)
     for epochs in (1, 2, 4, 8, 16, 32):
         done = attempt(f"knockoff:epochs={epochs}", target)

@@ -44,6 +44,11 @@ class Zoo:
         return self.root / "owner.npz"
 
     @property
+    def thief(self) -> Path:
+        """The thief's images."""
+        return self.root / "thief.npz"
+
+    @property
     def suspects(self) -> Path:
         """Folder of ``thief/*`` and ``other/*``."""
         return self.root / "suspects"
@@ -84,26 +89,33 @@ def make(root: Path, dataset: str, data: Path, *, seen: int, stolen: bool = True
     Args:
         root: folder to fill.
         dataset: one of ``DATASETS``.
-        data: folder with ``train.parquet``.
+        data: folder with ``train.parquet`` and ``test.parquet``.
         seen: images that the victim is shown in training; the others half as many.
         stolen: whether surrogates are made too.
     """
+    zoo = make_victim(root, dataset, data, seen=seen)
+    images, test = load(str(data / "train.parquet")), load(str(data / "test.parquet"))
+    if stolen:
+        _steal(zoo, len(images) // 2, seen // 2)
+    for i, name in enumerate(INDEPENDENTS):
+        half = images.take(np.random.default_rng(100 + i).permutation(len(images))[: len(images) // 2])
+        network = _victim(dataset, images) if i == 0 else _network(name, 20, images)
+        _trained(zoo.suspects / "other" / name / "model.onnx", network, half, test, seen=seen // 2, seed=200 + i)
+    return zoo
+
+
+def make_victim(root: Path, dataset: str, data: Path, *, seen: int) -> Zoo:
+    """Make what is missing of a zoo's images and victim. Arguments as for ``make``."""
     root.mkdir(parents=True, exist_ok=True)
     zoo = Zoo(root, root / ("victim" if dataset == RESNET else "victim.onnx"))
     images = load(str(data / "train.parquet"))
     order = np.random.default_rng(1).permutation(len(images))
     owner, thief = images.take(order[: len(order) // 2]), images.take(order[len(order) // 2 :])
-    for path, part in ((zoo.owner, owner), (root / "thief.npz", thief)):
+    for path, part in ((zoo.owner, owner), (zoo.thief, thief)):
         if not path.exists():
             np.savez(path, images=part.pixels, labels=part.labels, classes=np.array(part.classes or ()))
     test = load(str(data / "test.parquet"))
     _trained(zoo.victim, _victim(dataset, images), owner, test, seen=seen, seed=11)
-    if stolen:
-        _steal(zoo, root / "thief.npz", len(thief), seen // 2)
-    for i, name in enumerate(INDEPENDENTS):
-        half = images.take(np.random.default_rng(100 + i).permutation(len(images))[: len(images) // 2])
-        network = _victim(dataset, images) if i == 0 else _network(name, 20, images)
-        _trained(zoo.suspects / "other" / name / "model.onnx", network, half, test, seen=seen // 2, seed=200 + i)
     return zoo
 
 
@@ -183,7 +195,7 @@ def _save(model: nn.Module, folder: Path, side: int) -> None:
         (out / "preprocessor_config.json").write_text(json.dumps(processor))
 
 
-def _steal(zoo: Zoo, data: Path, images: int, seen: int) -> None:
+def _steal(zoo: Zoo, images: int, seen: int) -> None:
     again = {"epochs": seen / images}
     jobs = {
         "fine-tuned": ("fine-tune", {"mode": "ftal", "epochs": again["epochs"] / 2, "learning_rate": 0.001}),
@@ -197,6 +209,6 @@ def _steal(zoo: Zoo, data: Path, images: int, seen: int) -> None:
         if not out.exists():
             partial = out.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
-            done = attack(method, str(zoo.victim), str(data), partial, options=options)
+            done = attack(method, str(zoo.victim), str(zoo.thief), partial, options=options)
             partial.rename(out)
             print(f"thief/{name}: {done.fidelity}", flush=True)
