@@ -36,10 +36,11 @@ class Lira(Queried):
 
         sum_n w(n) [y_n = victim's label] / sum_n w(n),   w = log(a_1 (1 - a_0) / (a_0 (1 - a_1)))
 
-    Queries are those candidates (mistakes of the victim and blends of two images, none of which a network here was
-    trained on) with w > 0 on which (a_1 - a_0) w is largest: the expected information of one answer. The networks here
-    are not those of the null, so that choosing queries by them does not make the test reject too often. Both kinds have
-    the same architectures, so that the victim's is no evidence.
+    Queries are mistakes of the victim with w > 0, those first on which (a_1 - a_0) w is largest: the expected
+    information of one answer. Where they are too few, blends of two images follow in the same order: of thousands of
+    blends the largest estimates are mostly luck. No network here was trained on any of them. The networks here are not
+    those of the null, so that choosing queries by them does not make the test reject too often. Both kinds have the
+    same architectures, so that the victim's is no evidence.
 
     Source: LiRA (Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022) with surrogates and
     innocent models in place of members and non-members, and labels in place of confidences.
@@ -95,8 +96,8 @@ class Lira(Queried):
         own = answers.argmax(axis=1)
         innocents, surrogates = self._networks(victim, rest.of_classes(answers.shape[1]), rng, workshop)
         weights, information = telling(agreement(innocents, pixels, own), agreement(surrogates, pixels, own))
-        best = np.argsort(-information, kind="stable")[: self.options["queries"]]
-        chosen = np.sort(best[weights[best] > 0])
+        ranked = np.lexsort((-information, np.arange(len(pixels)) >= mistakes))
+        chosen = np.sort(ranked[weights[ranked] > 0][: self.options["queries"]])
         if not len(chosen):
             raise NotApplicable("surrogates agree with the victim nowhere more often than innocent models do")
         facts = {"mistakes": int((chosen < mistakes).sum()), "candidates": len(pixels)}

@@ -97,6 +97,17 @@ def test_only_what_tells_is_asked_and_weighs(data):
     assert found[0] > found[1] > found[2] == 0
 
 
+def test_mistakes_are_asked_before_blends(data):
+    """Also those that tell less than some blends: estimates for thousands of blends are mostly luck."""
+    victim, surrogates = Judge(0.5), [Judge(0.52), Judge(0.48)]
+    fingerprint = Lira(queries=10, networks=4).generate(
+        Subject.of_model(victim), data, seed=0, workshop=Shelf([Judge()] * 2, surrogates)
+    )
+    owned = {image.tobytes() for image in data.pixels}
+    assert all(image.tobytes() in owned for image in fingerprint.arrays["queries"])
+    assert fingerprint.facts["mistakes"] == 10
+
+
 def test_nothing_to_ask_where_surrogates_answer_like_innocents(data):
     same = [Judge(), Judge(0.6)]
     with pytest.raises(NotApplicable, match="nowhere more often"):
