@@ -37,6 +37,8 @@ COPIES = (
     "fine-tune:epochs=3+csrp",
 )
 SMALL = ":queries=12000:epochs=6"
+NEAR = ":epsilon=0.0078:steps=3:step_size=0.004"
+"""Of adversarial training that leaves a network of little capacity some accuracy."""
 ATTACKS = {
     "mnist": (
         *COPIES,
@@ -65,6 +67,10 @@ ATTACKS = {
         "adversarial-extract:queries=8000:epochs=8@2",
         "extract-mix:epochs=12",
         "removalnet:preset=code",
+        "rdg@2",
+        "prune:rate=0.6:epochs=2@2",
+        f"adversarial-tune:epochs=2{NEAR}",
+        f"adversarial-extract:queries=16000:epochs=10{NEAR}",
     ),
 }
 OF_OTHERS = (*COPIES, "csrp:mode=data-limited", "removalnet")
