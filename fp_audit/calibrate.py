@@ -60,12 +60,17 @@ def parametric_p(
             the binomial noise ``1 / (2 sqrt(trials))``.
         accuracy: the suspect's on the victim's probes.
         accuracies: those of the independents.
+
+    Raises:
+        ValueError: the independents all score the same and there is no least deviation: no interval can be given.
     """
     from scipy.special import stdtr
 
     x, sample = stabilised(np.array([value]), trials)[0], stabilised(null, trials)
     floor = resolution if trials is None else max(resolution, 1.0 / (2.0 * np.sqrt(trials)))
     n = len(sample)
+    if floor == 0 and np.ptp(sample) == 0:
+        raise ValueError(f"{n} equal scores, and no resolution")
     spread = max(float(sample.std(ddof=1)), floor) * np.sqrt(1.0 + 1.0 / n)
     p = stdtr(n - 1, -(x - sample.mean()) / spread)
     known = np.array([np.nan if item is None else item for item in accuracies])
@@ -97,7 +102,8 @@ def p_value(
         The p-value that votes (None when neither an exact test nor enough independents exist) and a
         description of the null for the report. An exact test is set aside when references fail it themselves: then
         sharing weights with the victim is what independents of this family do. A score in parts is judged part by part,
-        and the harmonic mean of the p-values votes.
+        and the harmonic mean of the p-values votes. Independents that all score the same say nothing of a method that
+        states no least spread: those have an exact test, such as equality of files, and no vote where it fails.
     """
     if score.p_value is not None and not (null and null.related):
         return score.p_value, None
@@ -108,6 +114,8 @@ def p_value(
         about["exact_p"] = score.p_value
     if not score.parts:
         sample = np.asarray(null.scores, float)
+        if resolution == 0 and score.trials is None and np.ptp(sample) == 0:
+            return None, about
         return parametric_p(
             score.value,
             sample,

@@ -185,6 +185,19 @@ def test_an_exact_test_that_references_fail_is_set_aside():
     assert p_value(Score(0.9, p_value=1e-9), null(0.1, related=True), resolution=0.0) == (None, None)
 
 
+def test_equal_scores_say_nothing_without_a_least_spread():
+    """Equality of files, say: no reference has the victim's, and that a suspect has not either is no evidence."""
+    same = null(0.0, 0.0, 0.0, 0.0, 0.0, accuracies=(0.7, 0.8, 0.75, 0.72, 0.81))
+    p, about = p_value(Score(0.0), same, resolution=0.0, accuracy=0.8)
+    assert p is None
+    assert about["n"] == 5
+    assert p_value(Score(0.3), null(*[0.3] * 5), resolution=0.0)[0] is None
+    assert 0 < p_value(Score(0.0), same, resolution=0.01, accuracy=0.8)[0] <= 1
+    assert 0 < p_value(Score(0.0, trials=10), same, resolution=0.0, accuracy=0.8)[0] <= 1
+    with pytest.raises(ValueError, match="5 equal scores"):
+        parametric_p(0.0, np.zeros(5), trials=None, resolution=0.0)
+
+
 def test_fit_is_told_apart_from_no_fit():
     rng = np.random.default_rng(0)
     assert goodness_of_fit([0.3] * 8, None) is None

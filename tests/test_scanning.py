@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from fixtures import digits
 from fp_audit import Finding, Plan, ScanOptions, Skipped, audit, compare, register, scan
 from fp_audit.errors import UsageError, VictimError
 from fp_audit.types import Access
@@ -78,6 +79,20 @@ class TestVerdicts:
         asked = everything["thief/int8", "asked"]
         assert asked.cost.queries >= 100
         assert {item.null["n"] for item in asked.evidence} == {8}
+
+
+def test_references_in_files_leave_copies_derived(home, registered, tmp_path):
+    """They are compared by files and weights too: that none of them equals the victim must not acquit a copy."""
+    for seed in range(4):
+        digits.write_huggingface(tmp_path / "innocent" / str(seed), kind="resnet", seed=30 + seed)
+    methods, given = ("identity", "weights", "negatives"), (str(tmp_path / "innocent"),)
+    register(Plan(str(registered.victim), "given", str(registered.data), methods=methods, references=given))
+    found = {item.target: item for item in scan(str(registered.models), "given")}
+    for target in SURROGATES:
+        assert found[target].verdict == "derived", found[target]
+        assert all(item.p_value is None or 0 < item.p_value <= 1 for item in found[target].evidence)
+        assert [item.p_value for item in found[target].evidence if item.method == "identity"] == [None]
+    assert found["other/same-architecture"].verdict == "independent"
 
 
 class TestTargets:
