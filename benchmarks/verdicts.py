@@ -20,8 +20,9 @@ from fp_audit.evaluating import COMBINED, EVERY, Cell, Rate, Setting, detected
 from fp_audit.reports import _evaluation
 from fp_audit.reports._evaluation import Evaluation
 from fp_audit.scoring import EvaluationOptions, evaluate
+from fp_audit.zoo import OTHER
 
-COPIES = (
+CHEAP = (
     "quantise:mode=static",
     "quantise:mode=fp16",
     "disguise",
@@ -36,18 +37,17 @@ COPIES = (
     "prune-channels:rate=0.2:epochs=2",
     "fine-tune:epochs=3+csrp",
 )
-SMALL = ":queries=12000:epochs=6"
 NEAR = ":epsilon=0.0078:steps=3:step_size=0.004"
 """Of adversarial training that leaves a network of little capacity some accuracy."""
 ATTACKS = {
     "mnist": (
-        *COPIES,
+        *CHEAP,
         "csrp:mode=data-limited@4",
         "removalnet@4",
         "removalnet:preset=code",
         "extract@3",
-        f"extract:architecture=test_resnet{SMALL}@3",
-        f"extract:architecture=test_efficientnet{SMALL}@2",
+        f"extract:architecture=test_resnet{OTHER}@3",
+        f"extract:architecture=test_efficientnet{OTHER}@2",
         "extract:answers=probabilities@2",
         "extract-mix",
         "distill",
@@ -55,14 +55,14 @@ ATTACKS = {
         "adversarial-extract:epochs=8@2",
     ),
     zoo.RESNET: (
-        *COPIES,
+        *CHEAP,
         "csrp:mode=data-limited@2",
         "extract:epochs=12@2",
-        f"extract:architecture=test_resnet{SMALL}@2",
+        f"extract:architecture=test_resnet{OTHER}@2",
         "removalnet@2",
         "extract:answers=probabilities:epochs=12",
         "distill:epochs=6",
-        f"extract:architecture=test_efficientnet{SMALL}",
+        f"extract:architecture=test_efficientnet{OTHER}",
         "adversarial-tune:epochs=2",
         "adversarial-extract:queries=8000:epochs=8@2",
         "extract-mix:epochs=12",
@@ -73,7 +73,7 @@ ATTACKS = {
         f"adversarial-extract:queries=16000:epochs=10{NEAR}",
     ),
 }
-OF_OTHERS = (*COPIES, "csrp:mode=data-limited", "removalnet")
+OF_OTHERS = (*CHEAP, "csrp:mode=data-limited", "removalnet")
 """Against a victim that saw all training images: those that a thief with few images can afford."""
 
 METHODS = "negatives,negatives-logits,sac,characteristic,ipguard,residual,lira"
@@ -112,10 +112,8 @@ def main() -> None:
     )
     with _progress.resumable(out) as progress:
         found = evaluate(victim, str(made.owner), out, options, progress=progress)
-    (out / "evaluation.json").write_text(_evaluation.as_json(found), encoding="utf-8")
-    (out / "evaluation.parquet").write_bytes(_evaluation.as_parquet(found))
-    (out / "evaluation.html").write_text(_evaluation.as_html(found), encoding="utf-8")
     show(found)
+    _evaluation.save(found, out)
 
 
 def show(found: Evaluation) -> None:

@@ -69,7 +69,7 @@ def parametric_p(
     x, sample = stabilised(np.array([value]), trials)[0], stabilised(null, trials)
     floor = resolution if trials is None else max(resolution, 1.0 / (2.0 * np.sqrt(trials)))
     n = len(sample)
-    if floor == 0 and np.ptp(sample) == 0:
+    if not scatters(null, trials, resolution):
         raise ValueError(f"{n} equal scores, and no resolution")
     spread = max(float(sample.std(ddof=1)), floor) * np.sqrt(1.0 + 1.0 / n)
     p = stdtr(n - 1, -(x - sample.mean()) / spread)
@@ -84,6 +84,11 @@ def parametric_p(
         )
         p = max(p, stdtr(n - 2, -(x - sample.mean() - slope * away) / spread))
     return float(max(p, np.finfo(float).tiny))
+
+
+def scatters(null: NDArray[np.float64], trials: int | None, resolution: float) -> bool:
+    """Whether an interval can be given: scores differ, or a least deviation is stated, as all rates have one."""
+    return resolution > 0 or trials is not None or bool(np.ptp(null) > 0)
 
 
 def stabilised(scores: NDArray[np.float64], trials: int | None) -> NDArray[np.float64]:
@@ -114,7 +119,7 @@ def p_value(
         about["exact_p"] = score.p_value
     if not score.parts:
         sample = np.asarray(null.scores, float)
-        if resolution == 0 and score.trials is None and np.ptp(sample) == 0:
+        if not scatters(sample, score.trials, resolution):
             return None, about
         return parametric_p(
             score.value,
@@ -134,10 +139,11 @@ def part_p_values(score: Score, null: Null, *, resolution: float, accuracy: floa
     found = {}
     for name, value in score.parts.items():
         having = [i for i, parts in enumerate(null.parts) if name in parts]
-        if len(having) >= MIN_NULL:
+        sample = np.array([null.parts[i][name] for i in having])
+        if len(having) >= MIN_NULL and scatters(sample, None, resolution):
             found[name] = parametric_p(
                 value,
-                np.array([null.parts[i][name] for i in having]),
+                sample,
                 trials=None,
                 resolution=resolution,
                 accuracy=accuracy,

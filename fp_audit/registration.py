@@ -458,6 +458,8 @@ def _threshold(own: float, null: Null, trials: int | None, resolution: float, al
     """Find the smallest score with p <= alpha by bisection between the null's mean and an exact copy's score."""
     sample = np.asarray(null.scores)
     low, high = float(sample.mean()), own
+    if not calibrate.scatters(sample, trials, resolution):
+        return None
     if calibrate.parametric_p(high, sample, trials=trials, resolution=resolution) > alpha:
         return None
     for _ in range(40):

@@ -192,6 +192,8 @@ def test_equal_scores_say_nothing_without_a_least_spread():
     assert p is None
     assert about["n"] == 5
     assert p_value(Score(0.3), null(*[0.3] * 5), resolution=0.0)[0] is None
+    in_parts = null(*[0.3] * 5, parts=({"a": 0.3},) * 5, accuracies=(None,) * 5)
+    assert p_value(Score(0.3, parts={"a": 0.9}), in_parts, resolution=0.0)[0] is None
     assert 0 < p_value(Score(0.0), same, resolution=0.01, accuracy=0.8)[0] <= 1
     assert 0 < p_value(Score(0.0, trials=10), same, resolution=0.0, accuracy=0.8)[0] <= 1
     with pytest.raises(ValueError, match="5 equal scores"):

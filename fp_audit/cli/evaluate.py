@@ -87,10 +87,7 @@ def command(model: str, data: str, out: Path, **options: Any) -> None:  # noqa: 
         found = evaluate(model, data, out, chosen, progress=progress)
     terminal = sys.stdout.isatty()
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "evaluation.json").write_text(_evaluation.as_json(found), encoding="utf-8")
-        (out / "evaluation.parquet").write_bytes(_evaluation.as_parquet(found))
-        (out / "evaluation.html").write_text(_evaluation.as_html(found), encoding="utf-8")
+        _evaluation.save(found, out)
     finally:  # a full disk does not cost the result
         width = shutil.get_terminal_size().columns if terminal else None
         show(_evaluation.as_table(found, width=width, colour=terminal))

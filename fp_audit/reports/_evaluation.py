@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fp_audit import __version__
@@ -100,6 +101,14 @@ class Evaluation:
         setting = Setting(COMBINED, budget or self.budget, output)
         wanted = (training, setting, self.alpha)
         return next((item for item in self.innocents if (item.training, item.setting, item.level) == wanted), None)
+
+
+def save(evaluation: Evaluation, folder: Path) -> None:
+    """Write ``evaluation.json``, ``.parquet`` and ``.html`` into a folder, which is made if it does not exist."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "evaluation.json").write_text(as_json(evaluation), encoding="utf-8")
+    (folder / "evaluation.parquet").write_bytes(as_parquet(evaluation))
+    (folder / "evaluation.html").write_text(as_html(evaluation), encoding="utf-8")
 
 
 def as_json(evaluation: Evaluation) -> str:
