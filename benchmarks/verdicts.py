@@ -38,7 +38,8 @@ CHEAP = (
     "fine-tune:epochs=3+csrp",
 )
 NEAR = ":epsilon=0.0078:steps=3:step_size=0.004"
-"""Of adversarial training that leaves a network of little capacity some accuracy."""
+"""Of adversarial training that leaves a network of little capacity some accuracy: with the usual 8/255 that of the
+CIFAR-10 victim falls from 75 % to 50 %."""
 ATTACKS = {
     "mnist": (
         *CHEAP,
@@ -58,19 +59,16 @@ ATTACKS = {
         *CHEAP,
         "csrp:mode=data-limited@2",
         "extract:epochs=12@2",
-        f"extract:architecture=test_resnet{OTHER}@2",
+        f"extract:architecture=test_resnet{OTHER}@4",
         "removalnet@2",
         "extract:answers=probabilities:epochs=12",
         "distill:epochs=6",
-        f"extract:architecture=test_efficientnet{OTHER}",
-        "adversarial-tune:epochs=2",
-        "adversarial-extract:queries=8000:epochs=8@2",
         "extract-mix:epochs=12",
         "removalnet:preset=code",
         "rdg@2",
         "prune:rate=0.6:epochs=2@2",
         f"adversarial-tune:epochs=2{NEAR}",
-        f"adversarial-extract:queries=16000:epochs=10{NEAR}",
+        f"adversarial-extract:queries=20000:epochs=14{NEAR}@2",
     ),
 }
 OF_OTHERS = (*CHEAP, "csrp:mode=data-limited", "removalnet")
@@ -94,6 +92,7 @@ def main() -> None:
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--budgets", default="25,100,400")
     parser.add_argument("--seen", type=int, default=300_000, help="images that the victim is shown in training")
+    parser.add_argument("--seed", type=int, default=0, help="of the zoo and of the references; the victim stays")
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
     os.environ.setdefault("FP_AUDIT_HOME", str(given.out.absolute() / "home"))
@@ -106,6 +105,7 @@ def main() -> None:
         references=given.references,
         methods=tuple(given.methods.split(",")),
         budgets=tuple(int(budget) for budget in given.budgets.split(",")),
+        seed=given.seed,
         device=given.device,
         thief=thief,
         trained_on=("same",),

@@ -29,6 +29,9 @@ from fp_audit.types import Access, Artifact, Cost, Evidence, Finding, Score, Ski
 from fp_audit.victims import Victim
 from fp_audit.worker import TASK, comparison_from_json, request
 
+JOINT = "joint"
+"""What stands for the method in evidence of several methods taken together: see ``calibrate.joint``."""
+
 LADDER = (Access.WEIGHTS, Access.QUERIES, Access.GRADIENTS)
 
 PAIRS = 10**7
@@ -171,10 +174,8 @@ class _State:
         return adapter(self.artifact.adapter).gives
 
     def add(self, path: Path, victim: Victim, comparison: Comparison, access: Access) -> None:
-        judged = tuple(
-            evidence_of(name, score, victim, comparison.detail, access) for name, score in comparison.scores.items()
-        )
-        self.evidence[path] += judged
+        about = dict.fromkeys(comparison.scores, comparison.detail)
+        self.evidence[path] += evidence_of(comparison.scores, victim, about, access)
         self.silent[path] |= comparison.silent
         self.queries += comparison.queries
         if comparison.answers:
@@ -289,7 +290,49 @@ def _decided(evidence: tuple[Evidence, ...], bound: float) -> bool:
     )
 
 
-def evidence_of(name: str, score: Score, victim: Victim, detail: Mapping[str, Any], access: Access) -> Evidence:
+def evidence_of(
+    scores: Mapping[str, Score], victim: Victim, about: Mapping[str, Mapping[str, Any]], access: Access
+) -> tuple[Evidence, ...]:
+    """Judge the scores of one suspect against the victim's nulls, those that ask the suspect also taken together.
+
+    Args:
+        scores: by method.
+        victim: has the nulls.
+        about: by method, what was found out about the suspect when it was compared: see ``Comparison.detail``.
+        access: with which the methods were run.
+    """
+    alone = tuple(_alone(name, score, victim, about[name], access) for name, score in scores.items())
+    return (*alone, *_together(scores, victim, about, access)) if access >= Access.QUERIES else alone
+
+
+def _together(
+    scores: Mapping[str, Score], victim: Victim, about: Mapping[str, Mapping[str, Any]], access: Access
+) -> Iterator[Evidence]:
+    """Judge scores of several methods at once, if they can be."""
+    nulls = {name: victim.null(name, about[name].get("shown")) for name in scores}
+    judged = {
+        name: calibrate.Judged(scores[name], null, restored(victim.fingerprints[name]).resolution)
+        for name, null in nulls.items()
+        if null is not None
+    }
+    names = [name for name, item in judged.items() if item.by_null]
+    accuracy = about[names[0]].get("probe_accuracy") if names else None
+    if found := calibrate.joint([judged[name] for name in names], accuracy=accuracy):
+        value, p, null_about = found
+        yield Evidence(
+            method=JOINT,
+            access=access,
+            score=value,
+            p_value=p,
+            null=null_about,
+            queries=0,
+            statement=f"is like the victim in {len(names)} ways at once: {value:.2f} standard deviations above "
+            f"independents on average (the nearest of {null_about['n']} independents: {null_about['max']:.2f})",
+            detail={"methods": names},
+        )
+
+
+def _alone(name: str, score: Score, victim: Victim, detail: Mapping[str, Any], access: Access) -> Evidence:
     """Judge one score against the victim's null."""
     fingerprint, null = victim.fingerprints[name], victim.null(name, detail.get("shown"))
     method = restored(fingerprint)
@@ -346,9 +389,14 @@ def p_values(outcome: Outcome) -> dict[str, float | None]:
 
 
 def combined(evidence: Sequence[Evidence]) -> float | None:
-    """Return the p-value of all methods that vote; None if none does."""
-    voting = [item.p_value for item in evidence if item.p_value is not None]
-    return calibrate.combine(voting) if voting else None
+    """Return the p-value of all methods that vote; None if none does.
+
+    One that sees much decides, by the harmonic mean of all; or many that each see a little, by the joint test: the
+    harmonic mean of the two is returned, so that either costs the other at most a factor of two.
+    """
+    alone = [item.p_value for item in evidence if item.p_value is not None and item.method != JOINT]
+    together = [item.p_value for item in evidence if item.p_value is not None and item.method == JOINT]
+    return calibrate.combine([calibrate.combine(alone), *together]) if alone else None
 
 
 def _finding(outcome: Outcome, victim: str, p: float | None, q: float | None, alpha: float) -> Finding:

@@ -29,7 +29,7 @@ from typing import Any
 
 from fp_audit import __version__, archive, methods, victims
 from fp_audit.answers import digests
-from fp_audit.audit import Outcome
+from fp_audit.audit import JOINT, Outcome
 from fp_audit.engine import versions
 from fp_audit.reports._base import Report
 from fp_audit.reports._summary import as_html
@@ -153,4 +153,5 @@ def summary(about: Mapping[str, Any], report: Mapping[str, Any], folders: Mappin
     """
     registered = {name: archive.read_json(folder / "victim.json") for name, folder in folders.items()}
     used = {name for item in registered.values() for name in item["fingerprints"]}
-    return as_html(about, report, registered, {name: methods.kind(name).summary for name in sorted(used)})
+    does = {name: methods.kind(name).summary for name in sorted(used)}
+    return as_html(about, report, registered, {**does, JOINT: "adds up what the methods that ask the model find"})

@@ -12,6 +12,8 @@ the arcsine scale with the binomial noise as a floor stays within 1.5 times its 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -67,7 +69,7 @@ def parametric_p(
     from scipy.special import stdtr
 
     x, sample = stabilised(np.array([value]), trials)[0], stabilised(null, trials)
-    floor = resolution if trials is None else max(resolution, 1.0 / (2.0 * np.sqrt(trials)))
+    floor = _least_spread(trials, resolution)
     n = len(sample)
     if not scatters(null, trials, resolution):
         raise ValueError(f"{n} equal scores, and no resolution")
@@ -89,6 +91,10 @@ def parametric_p(
 def scatters(null: NDArray[np.float64], trials: int | None, resolution: float) -> bool:
     """Whether an interval can be given: scores differ, or a least deviation is stated, as all rates have one."""
     return resolution > 0 or trials is not None or bool(np.ptp(null) > 0)
+
+
+def _least_spread(trials: int | None, resolution: float) -> float:
+    return resolution if trials is None else max(resolution, 1.0 / (2.0 * np.sqrt(trials)))
 
 
 def stabilised(scores: NDArray[np.float64], trials: int | None) -> NDArray[np.float64]:
@@ -150,6 +156,80 @@ def part_p_values(score: Score, null: Null, *, resolution: float, accuracy: floa
                 accuracies=[null.accuracies[i] for i in having],
             )
     return found
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A score, and what it is judged against."""
+
+    score: Score
+    null: Null
+    resolution: float
+    """See ``Method.resolution``."""
+
+    @property
+    def by_null(self) -> bool:
+        """Whether the score itself is judged against independents, not its parts or by an exact test, and can be."""
+        plain = self.score.p_value is None and not self.score.parts
+        enough = len(self.null.scores) >= MIN_NULL
+        return plain and enough and scatters(np.asarray(self.null.scores, float), self.score.trials, self.resolution)
+
+
+def joint(judged: Sequence[Judged], *, accuracy: float | None = None) -> tuple[float, float, dict[str, Any]] | None:
+    """Judge several scores of one suspect at once: many small likenesses add up to a large one.
+
+    The standardised sum test (Läuter, "Exact t and F tests for analyzing studies with multiple endpoints", Biometrics
+    1996). With x_m and y_im the scores of suspect and independent i by method m, on the scale of ``parametric_p``, and
+    s_m the standard deviation of both together, ``sum_m x_m / s_m`` is judged against ``sum_m y_im / s_m`` by the t
+    interval of ``parametric_p``. Because the weights 1 / s_m treat suspect and independents alike, the p-value is exact
+    for normal scores, whatever the number of independents and however the methods depend on each other; with s_m of
+    the independents alone, eight of them would reject .018 at level .01 (``tests/test_calibrate.py``).
+
+    Differences: s_m has the floor of ``parametric_p``, and the sum has that of independent floors. Only
+    independents that all methods have a score of are used.
+
+    Args:
+        judged: of M methods; ``Judged.by_null`` holds for each.
+        accuracy: as for ``parametric_p``.
+
+    Returns:
+        The suspect's sum above the mean of the independents, divided by M; its p-value; a description of the null. None
+        if there are fewer than two methods, or too few independents.
+    """
+    if len(judged) < 2:
+        return None
+    first = judged[0].null
+    shared = reduce(set.intersection, (set(item.null.names) for item in judged))
+    accuracies = dict(zip(first.names, first.accuracies, strict=False))
+    names = [name for name in first.names if name in shared]
+    if len(names) < MIN_NULL:
+        return None
+    rows, floors = zip(*(_standardised(item, names) for item in judged), strict=True)
+    value, *sums = (float(mean) for mean in np.mean(rows, axis=0))
+    resolution = float(np.linalg.norm(floors)) / len(judged)
+    if not scatters(np.asarray(sums), None, resolution):
+        return None
+    p = parametric_p(
+        value,
+        np.asarray(sums),
+        trials=None,
+        resolution=resolution,
+        accuracy=accuracy,
+        accuracies=[accuracies.get(name) for name in names],
+    )
+    return value, p, _describe(value, Null(tuple(sums), tuple(names)))
+
+
+def _standardised(item: Judged, names: Sequence[str]) -> tuple[NDArray[np.float64], float]:
+    """Return the scores of the suspect and of the independents ``names`` above the mean of these, and their floor.
+
+    All are divided by the standard deviation of suspect and independents together.
+    """
+    null = dict(zip(item.null.names, item.null.scores, strict=True))
+    scores = np.array([item.score.value, *(null[name] for name in names)], float)
+    scores, floor = stabilised(scores, item.score.trials), _least_spread(item.score.trials, item.resolution)
+    scale = max(float(scores.std(ddof=1)), floor)
+    return (scores - scores[1:].mean()) / scale, floor / scale
 
 
 def _describe(value: float, null: Null) -> dict[str, Any]:

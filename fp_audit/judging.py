@@ -105,10 +105,7 @@ def _compared(model: BlackBox, victim: Victim) -> Comparison:
 
 
 def _evidence(compared: Comparison, victim: Victim) -> tuple[Evidence, ...]:
-    return tuple(
-        audit.evidence_of(method, score, victim, compared.detail, Access.QUERIES)
-        for method, score in compared.scores.items()
-    )
+    return audit.evidence_of(compared.scores, victim, dict.fromkeys(compared.scores, compared.detail), Access.QUERIES)
 
 
 def _p(evidence: Sequence[Evidence]) -> float:

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from fp_audit import __version__, archive, bundle, victims
 from fp_audit.answers import Answers, Replayed
-from fp_audit.audit import Outcome, conclude, evidence_of, methods_for
+from fp_audit.audit import JOINT, Outcome, conclude, evidence_of, methods_for
 from fp_audit.comparison import compare
 from fp_audit.errors import BundleError, FpAuditError, TargetError, VictimError
 from fp_audit.methods import rung
@@ -207,11 +207,12 @@ def _judge(
     gives = adapter(about["adapter"]).gives
     recorded: dict[Access, list[Evidence]] = {access: [] for access in Access}
     for item in map(_evidence, finding["evidence"]):
-        recorded[rung(item.method, opened.depth)].append(item)
+        if item.method != JOINT:  # it follows from the others
+            recorded[rung(item.method, opened.depth)].append(item)
     steps = [
         _anew(views.get(access), victim, methods_for(victim, access, opened.depth, gives), access, recorded[access])
         if access in ANEW
-        else _Judged(tuple(_taken(item, victim, access) for item in recorded[access]))
+        else _Judged(_taken(recorded[access], victim, access))
         for access in Access
     ]
     believed = {method: why for method, why in about["silent"][name].items() if rung(method, opened.depth) not in ANEW}
@@ -235,8 +236,8 @@ def _anew(
     except TargetError as error:
         return _Judged((), problems=(f"{access}: what is recorded cannot be judged: {error}",))
     detail = {**done.detail, **_circumstances(recorded)}
-    evidence = tuple(evidence_of(method, score, victim, detail, access) for method, score in done.scores.items())
-    return _Judged(evidence, done.silent, tuple(done.scores))
+    evidence = evidence_of(done.scores, victim, dict.fromkeys(done.scores, detail), access)
+    return _Judged(evidence, done.silent, tuple(item.method for item in evidence))
 
 
 def _circumstances(recorded: Sequence[Evidence]) -> dict[str, Any]:
@@ -244,13 +245,19 @@ def _circumstances(recorded: Sequence[Evidence]) -> dict[str, Any]:
     return {key: item.detail[key] for item in recorded for key in CIRCUMSTANCES if key in item.detail}
 
 
-def _taken(item: Evidence, victim: Victim, access: Access) -> Evidence:
-    """Judge a score that is taken as recorded; only methods that do not ask have an exact test of their own."""
+def _taken(recorded: Sequence[Evidence], victim: Victim, access: Access) -> tuple[Evidence, ...]:
+    """Judge scores that are taken as recorded."""
+    scores = {item.method: _score(item, victim) for item in recorded}
+    return evidence_of(scores, victim, {item.method: item.detail for item in recorded}, access)
+
+
+def _score(item: Evidence, victim: Victim) -> Score:
+    """Return the score that evidence was made from; only methods that do not ask have an exact test of their own."""
     exact = None
     if not bundle.asks(item.method):
         exact = item.null.get("exact_p") if item.null else item.p_value
     own = victim.facts["own_scores"].get(item.method) or {}
-    score = Score(
+    return Score(
         value=item.score,
         p_value=exact,
         identical=item.detail.get("identical") is True,
@@ -259,7 +266,6 @@ def _taken(item: Evidence, victim: Victim, access: Access) -> Evidence:
         parts=item.parts,
         detail=item.detail,
     )
-    return evidence_of(item.method, score, victim, item.detail, access)
 
 
 def _evidence(item: Mapping[str, Any]) -> Evidence:

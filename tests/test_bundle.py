@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from fp_audit import ScanOptions, __version__, archive, bundle, plugins, scan, verifying, victims
-from fp_audit.audit import Outcome
+from fp_audit.audit import JOINT, Outcome
 from fp_audit.errors import BundleError
 from fp_audit.reports._base import Report
 from fp_audit.types import Access, Evidence, Finding, Fingerprint, Null, Skipped
@@ -114,7 +114,7 @@ class TestWriting:
     def test_a_decided_model_is_examined_to_the_end(self, both):
         (copy,) = (item for item in both.findings if item.verdict == "identical")
         assert copy.victim == "owner"
-        assert {item.method for item in copy.evidence} == set(victims.describe("owner")["fingerprints"])
+        assert {item.method for item in copy.evidence} - {JOINT} == set(victims.describe("owner")["fingerprints"])
 
     @pytest.mark.parametrize(("depth", "hashed"), [(Access.IDENTITY, False), (Access.QUERIES, True)])
     def test_a_scan_without_a_bundle_brings_no_answers_and_hashes_what_it_opens(self, home, registered, depth, hashed):
@@ -158,7 +158,7 @@ class TestConfirmed:
         assert found.confirmed, (found.differences, found.checks)
         assert [check.finding.verdict for check in found.checks] == ["derived", "independent"]
         for check, finding in zip(found.checks, asked.findings, strict=True):
-            assert (check.computed, check.taken) == (ASKING, ())
+            assert (check.computed, check.taken) == ((*ASKING, JOINT), ())
             assert check.finding.p_value == pytest.approx(finding.p_value, rel=1e-9)
             assert check.finding.target == finding.target
 
@@ -192,7 +192,7 @@ class TestConfirmed:
         owner = replace(honest, fingerprints={"deepjudge": made}, nulls={"deepjudge": null})
         detail = {"distances": {"robd": 0.45}}
         claimed = Evidence("deepjudge", Access.GRADIENTS, 0.55, 1e-30, None, 8, "", detail, {"robd": 0.55})
-        again = verifying._taken(claimed, owner, Access.GRADIENTS)
+        (again,) = verifying._taken([claimed], owner, Access.GRADIENTS)
         assert 0.1 < again.p_value < 0.9
         assert again.null["n"] == 8
         assert (again.score, again.parts) == (claimed.score, claimed.parts)

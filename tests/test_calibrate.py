@@ -5,7 +5,17 @@ import pytest
 from scipy import stats
 
 from fp_audit import calibrate
-from fp_audit.calibrate import combine, conformal_p, goodness_of_fit, p_value, parametric_p, q_values, verdict
+from fp_audit.calibrate import (
+    Judged,
+    combine,
+    conformal_p,
+    goodness_of_fit,
+    joint,
+    p_value,
+    parametric_p,
+    q_values,
+    verdict,
+)
 from fp_audit.types import Null, Score, Verdict
 
 N, TRIALS = 12, 100
@@ -277,3 +287,118 @@ def test_a_part_that_too_few_independents_have_does_not_vote():
     p, about = p_value(Score(0.8, parts={"other": 1.0}), null_in_parts(), resolution=0.01)
     assert p is None
     assert about["n"] == 8
+
+
+def drawn(n, methods, correlation, count, seed=0):
+    """Scores of a suspect and n independents by methods that depend on each other: count x (1 + n) x methods."""
+    mixing = np.linalg.cholesky(np.eye(methods) * (1 - correlation) + correlation)
+    return np.random.default_rng(seed).normal(size=(count, 1 + n, methods)) @ mixing.T
+
+
+def standardised_sum_p(scores, scale_of=lambda scores: scores):
+    """The definition in ``joint``, vectorised; ``scale_of`` takes the models whose scatter makes the weights."""
+    sums = (scores / scale_of(scores).std(axis=1, ddof=1, keepdims=True)).sum(axis=2)
+    value, null = sums[:, 0], sums[:, 1:]
+    n = null.shape[1]
+    return stats.t.sf((value - null.mean(axis=1)) / (null.std(axis=1, ddof=1) * np.sqrt(1 + 1 / n)), df=n - 1)
+
+
+def judged(table, resolution=0.0, trials=None, accuracies=()):
+    """One table of scores, the suspect in row 0, a method a column."""
+    names = tuple(f"r{i}" for i in range(len(table) - 1))
+    return [
+        Judged(Score(x, trials=trials), Null(tuple(null), names, accuracies=accuracies), resolution)
+        for x, *null in table.T
+    ]
+
+
+class TestJoint:
+    """Many small likenesses add up."""
+
+    @pytest.mark.parametrize("correlation", [0.0, 0.6])
+    def test_is_the_standardised_sum_test(self, correlation):
+        tables = drawn(9, 4, correlation, 20) * [1.0, 7.0, 0.01, 2.0] + [0.0, 3.0, -1.0, 100.0]
+        found = [joint(judged(table)) for table in tables]
+        np.testing.assert_allclose([p for _, p, _ in found], standardised_sum_p(tables), rtol=1e-8)
+
+    @pytest.mark.parametrize("n", [4, 8, 12])
+    @pytest.mark.parametrize("methods", [2, 7])
+    @pytest.mark.parametrize("correlation", [0.0, 0.3, 0.7])
+    def test_keeps_its_level_however_methods_depend(self, n, methods, correlation):
+        p = standardised_sum_p(drawn(n, methods, correlation, 40_000))
+        assert (p <= 0.01).mean() == pytest.approx(0.01, abs=0.002)
+        assert (p <= 0.05).mean() == pytest.approx(0.05, abs=0.004)
+
+    def test_weights_that_leave_the_suspect_out_reject_too_often(self):
+        p = standardised_sum_p(drawn(8, 7, 0.0, 40_000), lambda scores: scores[:, 1:])
+        assert (p <= 0.01).mean() >= 0.016
+
+    @pytest.mark.parametrize("correlation", [0.0, 0.3])
+    def test_finds_what_no_method_finds_alone(self, correlation):
+        tables = drawn(12, 5, correlation, 300)
+        tables[:, 0] += 1.75
+        together = standardised_sum_p(tables)
+        alone = [combine([parametric_p(x[0], x[1:], trials=None, resolution=0.0) for x in table.T]) for table in tables]
+        assert (together <= 0.01).mean() >= 1.3 * (np.array(alone) <= 0.01).mean()
+
+    def test_the_same_method_twice_adds_nothing(self):
+        (table,) = drawn(10, 1, 0.0, 1)
+        _, p, _ = joint(judged(np.repeat(table, 3, axis=1)))
+        assert p == pytest.approx(parametric_p(table[0, 0], table[1:, 0], trials=None, resolution=0.0))
+
+    def test_says_what_it_was_judged_against(self):
+        (table,) = drawn(10, 3, 0.0, 1)
+        table[0] += 9
+        value, p, about = joint(judged(table))
+        scaled = (table - table[1:].mean(axis=0)) / table.std(axis=0, ddof=1)
+        assert value == pytest.approx(scaled[0].mean())
+        assert about == pytest.approx({"n": 10, "mean": 0, "max": scaled[1:].mean(axis=1).max(), "conformal_p": 1 / 11})
+        assert p < 1e-4
+
+    def test_scatters_no_less_than_its_methods_may(self):
+        """Independents that happen to be alike in all methods do not make a small difference certain."""
+        (table,) = drawn(10, 4, 0.0, 1) * 1e-6
+        table[0] += 0.1
+        _, p, _ = joint(judged(table, resolution=0.1))
+        assert p == pytest.approx(stats.t.sf(2 / np.sqrt(1.1), 9), rel=1e-3)
+
+    def test_rates_are_compared_on_their_scale(self):
+        rng = np.random.default_rng(3)
+        table = rng.binomial(50, 0.3, (13, 3)) / 50
+        table[0] = 0.6
+        value, _, _ = joint(judged(table, trials=50))
+        mapped = np.arcsin(np.sqrt(table))
+        scale = np.maximum(mapped.std(axis=0, ddof=1), 0.5 / np.sqrt(50))
+        assert value == pytest.approx(((mapped[0] - mapped[1:].mean(axis=0)) / scale).mean())
+
+    def test_a_good_model_is_compared_with_good_ones(self):
+        known = np.linspace(0.6, 0.9, 12)
+        (table,) = drawn(12, 3, 0.0, 1) * 0.01
+        table += np.append(0.9, known)[:, None]
+        items = judged(table, accuracies=tuple(known))
+        assert joint(items, accuracy=0.9)[1] > 0.1 > joint(items)[1]
+
+    def test_uses_independents_that_all_methods_know(self):
+        (table,) = drawn(8, 2, 0.0, 1)
+        first, second = judged(table)
+        kept = (0, 2, 3, 5, 7)
+        fewer = Null(tuple(second.null.scores[i] for i in kept), tuple(second.null.names[i] for i in kept))
+        _, p, about = joint([first, Judged(second.score, fewer, 0.0)])
+        assert about["n"] == 5
+        assert p == pytest.approx(standardised_sum_p(table[[[0, *(i + 1 for i in kept)]]])[0])
+        few = Null(second.null.scores[:3], second.null.names[:3])
+        assert joint([first, Judged(second.score, few, 0.0)]) is None
+
+    def test_needs_two_methods(self):
+        (table,) = drawn(8, 1, 0.0, 1)
+        assert joint([]) is None
+        assert joint(judged(table)) is None
+
+    def test_only_what_independents_judge_takes_part(self):
+        same, scattered = null(*[0.2] * 5), null(0.1, 0.2, 0.3, 0.2, 0.1)
+        assert Judged(Score(0.5), scattered, 0.0).by_null
+        assert not Judged(Score(0.5), same, 0.0).by_null
+        assert Judged(Score(0.5), same, 0.1).by_null
+        assert not Judged(Score(0.5, p_value=0.1), scattered, 0.1).by_null
+        assert not Judged(Score(0.5, parts={"near": 0.5}), scattered, 0.1).by_null
+        assert not Judged(Score(0.5), null(0.1, 0.2, 0.3), 0.1).by_null

@@ -83,10 +83,12 @@ def test_a_suspect_that_hides_something_is_judged_against_references_that_do(reg
     located = locate_one(str(registered.victim), SourceOptions())
     model = adapter(located.artifact.adapter).load(located.source.fetch(located.artifact), LoadOptions())
     compared = compare(Subject.of_model(cut(model, shown)), victim, methods, Access.QUERIES)
-    for name, score in compared.scores.items():
-        evidence = audit.evidence_of(name, score, victim, compared.detail, Access.QUERIES)
-        assert evidence.null["mean"] == pytest.approx(np.mean(victim.hidden[shown][name].scores))
-        assert evidence.p_value < 0.05
+    about = dict.fromkeys(compared.scores, compared.detail)
+    found = {item.method: item for item in audit.evidence_of(compared.scores, victim, about, Access.QUERIES)}
+    assert set(found) - {audit.JOINT} == set(methods)
+    for name in methods:
+        assert found[name].null["mean"] == pytest.approx(np.mean(victim.hidden[shown][name].scores))
+        assert found[name].p_value < 0.05
 
 
 def test_abilities_name_every_method(registered):

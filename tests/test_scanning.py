@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from fixtures import digits
 from fp_audit import Finding, Plan, ScanOptions, Skipped, audit, compare, register, scan
+from fp_audit.calibrate import combine
 from fp_audit.errors import UsageError, VictimError
 from fp_audit.types import Access
 
@@ -59,8 +60,20 @@ class TestVerdicts:
     def test_a_copy_is_derived_where_only_answers_are_compared(self, everything):
         assert everything["thief/renamed", "asked"].verdict == "derived"
 
+    @pytest.mark.parametrize("target", [*SURROGATES, *INDEPENDENTS])
+    def test_methods_that_ask_are_also_taken_together(self, everything, target):
+        finding = everything[target, "asked"]
+        *alone, joint = finding.evidence
+        assert joint.method == audit.JOINT
+        assert set(joint.detail["methods"]) <= {item.method for item in alone if item.access == Access.QUERIES}
+        assert (joint.null["n"], joint.queries) == (8, 0)
+        assert (joint.score > joint.null["max"]) == (target in SURROGATES)
+        voting = [item.p_value for item in alone if item.p_value is not None]
+        assert finding.p_value == pytest.approx(combine([combine(voting), joint.p_value]))
+
     def test_classes_without_names_are_aligned(self, everything):
-        details = [item.detail for item in everything["thief/reordered", "asked"].evidence]
+        evidence = everything["thief/reordered", "asked"].evidence
+        details = [item.detail for item in evidence if item.method != audit.JOINT]
         assert {detail["classes_aligned_by"] for detail in details} == {"predictions"}
         assert all(detail["probe_accuracy"] > 0.9 for detail in details)
 

@@ -150,7 +150,7 @@ def check_json(found):
 
 def check_rows(rows):
     assert {row["output"] for row in rows} == OUTPUTS
-    assert {row["method"] for row in rows} == {"combined", "negatives", "sac"}
+    assert {row["method"] for row in rows} == {"combined", "joint", "negatives", "sac"}
     assert {row["budget"] for row in rows} == {10, 20}
     broken = [row["method"] for row in rows if not row["useful"]]
     assert len(rows) - len(broken) == 5 * 3 * 2 * 4
