@@ -48,7 +48,7 @@ def test_written_and_confirmed(scanned, written, registered, invoke):
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0].startswith(f"same  {registered.int8} against asked: derived, p = ")
-    assert lines[1] == "    computed anew: negatives, negatives-logits, sac"
+    assert lines[1] == "    computed anew: negatives, negatives-logits, sac, joint"
     assert lines[2].startswith(f"asked: commitment {victims.describe('asked')['commitment']} of ")
     assert lines[-1].startswith("confirmed")
 

@@ -153,7 +153,7 @@ def check_rows(rows):
     assert {row["method"] for row in rows} == {"combined", "joint", "negatives", "sac"}
     assert {row["budget"] for row in rows} == {10, 20}
     broken = [row["method"] for row in rows if not row["useful"]]
-    assert len(rows) - len(broken) == 5 * 3 * 2 * 4
+    assert len(rows) - len(broken) == 5 * 4 * 2 * 4
     assert set(broken) == {"combined", "sac"}
     assert {row["queries"] for row in rows if row["method"] == "negatives"} == {10, 20}
     by_label = {
