@@ -389,14 +389,9 @@ def p_values(outcome: Outcome) -> dict[str, float | None]:
 
 
 def combined(evidence: Sequence[Evidence]) -> float | None:
-    """Return the p-value of all methods that vote; None if none does.
-
-    One that sees much decides, by the harmonic mean of all; or many that each see a little, by the joint test: the
-    harmonic mean of the two is returned, so that either costs the other at most a factor of two.
-    """
-    alone = [item.p_value for item in evidence if item.p_value is not None and item.method != JOINT]
-    together = [item.p_value for item in evidence if item.p_value is not None and item.method == JOINT]
-    return calibrate.combine([calibrate.combine(alone), *together]) if alone else None
+    """Return the p-value of all methods that vote, the joint test with one vote among them; None if none does."""
+    voting = [item.p_value for item in evidence if item.p_value is not None]
+    return calibrate.combine(voting) if voting else None
 
 
 def _finding(outcome: Outcome, victim: str, p: float | None, q: float | None, alpha: float) -> Finding:

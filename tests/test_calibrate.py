@@ -341,6 +341,14 @@ class TestJoint:
         alone = [combine([parametric_p(x[0], x[1:], trials=None, resolution=0.0) for x in table.T]) for table in tables]
         assert (together <= 0.01).mean() >= 1.3 * (np.array(alone) <= 0.01).mean()
 
+    @pytest.mark.parametrize("correlation", [0.0, 0.5])
+    def test_a_vote_among_those_of_its_methods_keeps_the_level(self, correlation):
+        tables = drawn(12, 5, correlation, 40_000)
+        alone = [t_interval_p(tables[:, 0, m], tables[:, 1:, m], None, 0.0) for m in range(5)]
+        votes = np.stack([*alone, standardised_sum_p(tables)], axis=1)
+        harmonic = 6 / (1 / votes).sum(axis=1)
+        assert (harmonic <= 0.01).mean() <= 0.013
+
     def test_the_same_method_twice_adds_nothing(self):
         (table,) = drawn(10, 1, 0.0, 1)
         _, p, _ = joint(judged(np.repeat(table, 3, axis=1)))
