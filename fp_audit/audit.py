@@ -326,8 +326,8 @@ def _together(
             p_value=p,
             null=null_about,
             queries=0,
-            statement=f"is like the victim in {len(names)} ways at once: {value:.2f} standard deviations above "
-            f"independents on average (the nearest of {null_about['n']} independents: {null_about['max']:.2f})",
+            statement=f"is by {value:.2f} standard deviations more like the victim than independents are, on average "
+            f"over {len(names)} methods (the nearest of {null_about['n']} independents: {null_about['max']:.2f})",
             detail={"methods": names},
         )
 
