@@ -223,10 +223,12 @@ def joint(judged: Sequence[Judged], *, accuracy: float | None = None) -> tuple[f
 def _standardised(item: Judged, names: Sequence[str]) -> tuple[NDArray[np.float64], float]:
     """Return the scores of the suspect and of the independents ``names`` above the mean of these, and their floor.
 
-    All are divided by the standard deviation of suspect and independents together.
+    All are divided by the standard deviation of suspect and independents together; equal scores add nothing.
     """
     null = dict(zip(item.null.names, item.null.scores, strict=True))
     scores = np.array([item.score.value, *(null[name] for name in names)], float)
+    if not scatters(scores, item.score.trials, item.resolution):
+        return np.zeros(len(scores)), 0.0
     scores, floor = stabilised(scores, item.score.trials), _least_spread(item.score.trials, item.resolution)
     scale = max(float(scores.std(ddof=1)), floor)
     return (scores - scores[1:].mean()) / scale, floor / scale

@@ -397,6 +397,14 @@ class TestJoint:
         few = Null(second.null.scores[:3], second.null.names[:3])
         assert joint([first, Judged(second.score, few, 0.0)]) is None
 
+    def test_equal_scores_of_the_independents_that_are_left_add_nothing(self):
+        (table,) = drawn(8, 3, 0.0, 1)
+        first, second, _ = judged(table)
+        flat = Judged(Score(0.3), Null((0.3,) * 8 + (0.9,), (*first.null.names, "elsewhere")), 0.0)
+        assert flat.by_null
+        assert joint([first, second, flat])[1] == pytest.approx(joint([first, second])[1])
+        assert joint([flat, flat, Judged(Score(0.3), Null((0.3,) * 8, first.null.names), 0.0)]) is None
+
     def test_needs_two_methods(self):
         (table,) = drawn(8, 1, 0.0, 1)
         assert joint([]) is None
