@@ -74,7 +74,7 @@ ATTACKS = {
 OF_OTHERS = (*CHEAP, "csrp:mode=data-limited", "removalnet")
 """Against a victim that saw all training images: those that a thief with few images can afford."""
 
-METHODS = "negatives,negatives-logits,sac,characteristic,ipguard,residual,lira"
+METHODS = "negatives,negatives-logits,sac,characteristic,ipguard,siblings"
 OUTPUTS = ("logits", "top-1")
 REMOVED = ("removalnet", "csrp", "csrp+ft")
 """Kinds that are published as undetectable."""
@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--victim", help="a victim that somebody else trained on the training images")
     parser.add_argument("--independents", type=int, default=24)
     parser.add_argument("--references", type=int, default=12)
+    parser.add_argument("--siblings", type=int, default=16, help="networks trained as our victim was")
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--budgets", default="25,100,400")
     parser.add_argument("--seen", type=int, default=300_000, help="images that the victim is shown in training")
@@ -96,8 +97,12 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
     os.environ.setdefault("FP_AUDIT_HOME", str(given.out.absolute() / "home"))
-    made = zoo.make_victim(given.out / given.dataset, given.dataset, given.data, seen=given.seen)
+    home = given.out / given.dataset
+    made = zoo.make_victim(home, given.dataset, given.data, seen=given.seen)
     victim, thief = given.victim or str(made.victim), str(given.data / "test.parquet" if given.victim else made.thief)
+    siblings = (
+        () if given.victim else zoo.make_siblings(home, given.dataset, given.data, given.siblings, seen=given.seen)
+    )
     out = given.out / f"{given.dataset}-{'of-others' if given.victim else 'verdicts'}"
     options = EvaluationOptions(
         attacks=OF_OTHERS if given.victim else ATTACKS[given.dataset],
@@ -105,6 +110,7 @@ def main() -> None:
         references=given.references,
         methods=tuple(given.methods.split(",")),
         budgets=tuple(int(budget) for budget in given.budgets.split(",")),
+        siblings=tuple(map(str, siblings)),
         seed=given.seed,
         device=given.device,
         thief=thief,

@@ -119,6 +119,19 @@ def make_victim(root: Path, dataset: str, data: Path, *, seen: int) -> Zoo:
     return zoo
 
 
+def make_siblings(root: Path, dataset: str, data: Path, count: int, *, seen: int) -> list[Path]:
+    """Make what is missing of ``count`` networks that were trained just as the victim was, from other seeds.
+
+    Other arguments as for ``make``.
+    """
+    zoo = make_victim(root, dataset, data, seen=seen)
+    owner, test = load(str(zoo.owner)), load(str(data / "test.parquet"))
+    paths = [root / "siblings" / f"{i}{zoo.victim.suffix}" for i in range(count)]
+    for i, path in enumerate(paths):
+        _trained(path, _victim(dataset, owner), owner, test, seen=seen, seed=5000 + i)
+    return paths
+
+
 def _victim(dataset: str, images: Labelled) -> nn.Module:
     makers = {"mnist": lenet5, "cifar10": lambda: _network("plain", 16, images), RESNET: lambda: _Logits(resnet())}
     return makers[dataset]()

@@ -20,7 +20,7 @@ from fp_audit.answers import Answers
 from fp_audit.comparison import REPEATS, Comparison, compare
 from fp_audit.declared import contradiction
 from fp_audit.errors import NotApplicable, SandboxCrash, TargetError, UnsafeModel
-from fp_audit.methods import restored, rung
+from fp_audit.methods import kind, restored, rung
 from fp_audit.model import LoadOptions
 from fp_audit.sandbox import Child, Limits, Sandbox
 from fp_audit.subject import Subject
@@ -92,11 +92,11 @@ def preload(adapter_name: str, access: Access) -> tuple[str, ...]:
 
     What the server has imported no child imports again.
     """
-    kind = adapter(adapter_name)
-    libraries = (name for step in LADDER if step <= access for name in kind.preload.get(step, ()))
+    opener = adapter(adapter_name)
+    libraries = (name for step in LADDER if step <= access for name in opener.preload.get(step, ()))
     methods = plugins.load_all("fingerprints").values()
     ours = {method.__module__ for method in methods if Access.IDENTITY < method.suspect_access <= access}
-    return tuple(dict.fromkeys((*libraries, *IMPORTED, type(kind).__module__, *sorted(ours), "fp_audit.worker")))
+    return tuple(dict.fromkeys((*libraries, *IMPORTED, type(opener).__module__, *sorted(ours), "fp_audit.worker")))
 
 
 def lowest(adapter_name: str, job: Job) -> Access | None:
@@ -282,10 +282,11 @@ def methods_for(victim: Victim, access: Access, depth: Access, gives: Collection
 
 
 def _decided(evidence: tuple[Evidence, ...], bound: float) -> bool:
+    votes = sum(_votes(item) for item in evidence)
     return any(
         item.detail.get("identical")
         or "base" in item.detail
-        or (item.p_value is not None and item.p_value <= bound / len(evidence))
+        or (item.p_value is not None and item.p_value <= bound * _votes(item) / votes)
         for item in evidence
     )
 
@@ -389,9 +390,13 @@ def p_values(outcome: Outcome) -> dict[str, float | None]:
 
 
 def combined(evidence: Sequence[Evidence]) -> float | None:
-    """Return the p-value of all methods that vote, the joint test with one vote among them; None if none does."""
-    voting = [item.p_value for item in evidence if item.p_value is not None]
+    """Return the p-value of all methods together, each with its votes, the joint test with one; None if none votes."""
+    voting = [item.p_value for item in evidence if item.p_value is not None for _ in range(_votes(item))]
     return calibrate.combine(voting) if voting else None
+
+
+def _votes(item: Evidence) -> int:
+    return 1 if item.method == JOINT else kind(item.method).votes
 
 
 def _finding(outcome: Outcome, victim: str, p: float | None, q: float | None, alpha: float) -> Finding:

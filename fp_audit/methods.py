@@ -18,6 +18,9 @@ from fp_audit.fingerprints._base import Method
 from fp_audit.fingerprints._queried import Queried, composed
 from fp_audit.types import Access, Fingerprint
 
+SIBLINGS = "siblings"
+"""The method that compares with models that the owner trained as the victim was."""
+
 ALL = "all"
 """Names every method in a list of methods; compositions are named one by one."""
 
@@ -62,7 +65,7 @@ def rung(name: str, depth: Access) -> Access:
     return min(method.most_access(), max(depth, method.suspect_access))
 
 
-def chosen(specs: tuple[str, ...], *, queries: int | None, data: bool) -> list[Method]:
+def chosen(specs: tuple[str, ...], *, queries: int | None, data: bool, siblings: bool = False) -> list[Method]:
     """Build the methods that a command line names; with no name those that are meant to be used by default.
 
     Args:
@@ -70,16 +73,17 @@ def chosen(specs: tuple[str, ...], *, queries: int | None, data: bool) -> list[M
         queries: budget of the methods that have an option ``queries``, unless a spec states one; None keeps
             their defaults.
         data: whether labelled images were given; without, methods that need them are left out unless named.
+        siblings: whether the owner named siblings of the victim: then the method that uses them is a default.
 
     Raises:
         PluginError: an unknown method.
-        UsageError: an unknown option, or a value that the method does not take.
+        UsageError: an unknown option, a value that the method does not take, or siblings that no method uses.
     """
     if queries is not None and queries < 1:
         raise UsageError(f"--queries {queries}: expected at least 1")
     every = [name for name in plugins.names("fingerprints") if data or not kind(name).needs_data]
     if not specs:
-        specs = tuple(name for name in every if kind(name).default)
+        specs = tuple(name for name in every if by_default(name, siblings=siblings))
     singled = {spec.partition(":")[0] for spec in specs}
     rest = [name for name in every if name not in singled]
     named = [name for spec in specs for name in (rest if spec == ALL else [spec])]
@@ -87,7 +91,14 @@ def chosen(specs: tuple[str, ...], *, queries: int | None, data: bool) -> list[M
     twice = {method.name for method in built if [other.name for other in built].count(method.name) > 1}
     if twice:
         raise UsageError(f"the method {twice.pop()!r} is named twice with different options: name it once")
+    if siblings and not any(method.name == SIBLINGS for method in built):
+        raise UsageError(f"--siblings are for the method {SIBLINGS}, which needs --data: name it in --methods too")
     return built
+
+
+def by_default(name: str, *, siblings: bool) -> bool:
+    """Whether a method is used when none is named; ``siblings`` as for ``chosen``."""
+    return kind(name).default or (siblings and name == SIBLINGS)
 
 
 def _built(spec: str, queries: int | None) -> Method:

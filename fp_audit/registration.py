@@ -56,6 +56,8 @@ class Plan:
     """Budget of the methods that have an option ``queries``; None for each method's own default."""
     references: tuple[str, ...] = ()
     train_references: int = 0
+    siblings: tuple[str, ...] = ()
+    """Models that were trained as the victim was, from other seeds."""
     seed: int = 0
     device: str = "auto"
     preprocess: Preprocess | None = None
@@ -79,6 +81,15 @@ class _Row:
 
 
 @dataclass(frozen=True)
+class _Sibling:
+    """A model that the owner trained as the victim was."""
+
+    model: BlackBox
+    digests: tuple[str, ...]
+    """Of its files."""
+
+
+@dataclass(frozen=True)
 class _Opened:
     """The victim, ready to be asked and differentiated."""
 
@@ -90,6 +101,7 @@ class _Opened:
     probes: Probes | None = None
     architecture: Architecture | None = None
     """The victim's, where networks like it can be trained here."""
+    siblings: tuple[_Sibling, ...] = ()
 
 
 def register(plan: Plan, *, progress: Progress = silent) -> Victim:
@@ -152,7 +164,8 @@ def generate(plan: Plan, *, progress: Progress = silent) -> dict[str, Fingerprin
 
 
 def _generated(plan: Plan, progress: Progress) -> tuple[_Opened, dict[str, Fingerprint], list[Method]]:
-    chosen = methods.chosen(plan.methods, queries=plan.queries, data=plan.data is not None)
+    given, siblings = plan.data is not None, bool(plan.siblings)
+    chosen = methods.chosen(plan.methods, queries=plan.queries, data=given, siblings=siblings)
     progress("opening the model", 0.0)
     opened = _open(plan)
     if opened.labelled is None:
@@ -178,9 +191,27 @@ def _open(plan: Plan) -> _Opened:
     probes = replace(probes, accuracy=accuracy(model.predict(as_images(probes.pixels)), probes.labels))
     options = replace(options, preprocess=found)
     subject = Subject.of_artifact(artifact, kind, options).seen_as(Memoised(model))
-    return _Opened(
-        artifact, subject, found, labelled, probes, own_architecture(artifact, options, opened.spec, labelled)
-    )
+    architecture = own_architecture(artifact, options, opened.spec, labelled)
+    siblings = tuple(_sibling(target, probes, options, plan) for target in plan.siblings)
+    return _Opened(artifact, subject, found, labelled, probes, architecture, siblings)
+
+
+def _sibling(target: str, probes: Probes, options: LoadOptions, plan: Plan) -> _Sibling:
+    """Open a model that the owner names as a sibling of the victim, with the victim's preprocessing.
+
+    Raises:
+        UsageError: it cannot be opened, or knows another number of classes.
+    """
+    try:
+        artifact = locate_one(target, SourceOptions(offline=plan.offline)).fetched()
+        model = settle(adapter(artifact.adapter).load(artifact, options), probes, options.preprocess).model
+        found = count_outputs(model)
+    except (AccessError, TargetError) as error:
+        raise UsageError(f"--siblings {target}: {error}") from None
+    if found != probes.count:
+        raise UsageError(f"--siblings {target}: it knows {found} classes, the victim {probes.count}")
+    subject = Subject(files=artifact.files, root=artifact.root)
+    return _Sibling(model, tuple(subject.hashed(file).sha256 or "" for file in artifact.files))
 
 
 def _without_data(plan: Plan, opened: _Opened, chosen: list[Method], progress: Progress) -> list[Method]:
@@ -241,7 +272,10 @@ def _fingerprints(plan: Plan, opened: _Opened, chosen: Sequence[Method], progres
     for done, method in enumerate(chosen):
         progress(f"generating {method.name}", done / len(chosen))
         workshop = Workshop(
-            device=pick_device(plan.device), progress=_within(progress, method.name), architecture=opened.architecture
+            device=pick_device(plan.device),
+            progress=_within(progress, method.name),
+            architecture=opened.architecture,
+            given=tuple(sibling.model for sibling in opened.siblings),
         )
         cached = victims.home() / "cache" / "fingerprints" / f"{_key(plan, opened, method)}"
         fingerprint = victims.load_fingerprint(cached)
@@ -270,7 +304,17 @@ def _key(plan: Plan, opened: _Opened, method: Method) -> str:
     preprocess = opened.preprocess and opened.preprocess.to_json()
     folder = Path(_base.__file__).parent
     code = [file_digests(path)["sha256"] for path in sorted(folder.glob("*.py"))]
-    parts = [files, opened.labelled and opened.labelled.digest, preprocess, repr(method), plan.seed, versions(), code]
+    siblings = sorted(sibling.digests for sibling in opened.siblings)
+    parts = [
+        files,
+        siblings,
+        opened.labelled and opened.labelled.digest,
+        preprocess,
+        repr(method),
+        plan.seed,
+        versions(),
+        code,
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

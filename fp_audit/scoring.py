@@ -25,7 +25,7 @@ from fp_audit.engine import Progress, pick_device, silent
 from fp_audit.errors import UsageError
 from fp_audit.evaluating import LEVELS, cells, innocents
 from fp_audit.judging import Told
-from fp_audit.methods import kind, rung
+from fp_audit.methods import rung
 from fp_audit.model import LoadOptions
 from fp_audit.networks import Network
 from fp_audit.registration import Plan
@@ -64,6 +64,8 @@ class EvaluationOptions:
     """See ``zoo.ZooOptions``."""
     trained_on: tuple[str, ...] = TRAININGS
     """See ``zoo.ZooOptions``."""
+    siblings: tuple[str, ...] = ()
+    """See ``registration.Plan``."""
     zoo: Path | None = None
     """Folder of models that somebody else made, with a ``truth.json``; None: they are made here."""
 
@@ -95,7 +97,7 @@ def evaluate(
         TargetError: the model cannot be opened.
     """
     options = options or EvaluationOptions()
-    specs = _asking(options.methods)
+    specs = _asking(options.methods, siblings=bool(options.siblings))
     cast = foreign(options.zoo, data) if options.zoo else built(_zoo(model, data, out, options, progress))
     registered = _registered(model, cast.owner, out / "victims", specs, options, progress)
     told, failures = _asked(cast.sources, registered, out / "answers", options, progress)
@@ -130,14 +132,15 @@ def _stated(options: EvaluationOptions, specs: Sequence[str]) -> dict[str, Any]:
     return {**asdict(options), "methods": list(specs), "zoo": options.zoo and str(options.zoo)}
 
 
-def _asking(named: Sequence[str]) -> tuple[str, ...]:
+def _asking(named: Sequence[str], *, siblings: bool = False) -> tuple[str, ...]:
     """Return the methods that are evaluated: those that are named, or those in use by default that ask the model.
 
     Raises:
         UsageError: one of those named never asks the model.
     """
     if not named:
-        return tuple(name for name in plugins.names("fingerprints") if kind(name).default and _asks(name))
+        every = plugins.names("fingerprints")
+        return tuple(name for name in every if methods.by_default(name, siblings=siblings) and _asks(name))
     silent_ones = [spec for spec in named if spec != methods.ALL and not _asks(spec.partition(":")[0])]
     if silent_ones:
         raise UsageError(f"--methods {silent_ones[0]}: only methods that ask the suspect are evaluated")
@@ -167,6 +170,7 @@ def _registered(
             methods=tuple(specs),
             queries=budget,
             train_references=options.references,
+            siblings=options.siblings,
             seed=options.seed,
             device=options.device,
         )

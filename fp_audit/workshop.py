@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fp_audit import victims
 from fp_audit.data import Labelled
 from fp_audit.engine import Progress, silent, top1
+from fp_audit.errors import NotApplicable
 from fp_audit.fresh import Architecture
 from fp_audit.model import BlackBox
 
 if TYPE_CHECKING:
-    from fp_audit.networks import Network
+    from fp_audit.networks import Network, NetworkSpec
 
 
 EFFORT = 0.5
 """Share of a reference's training that a network gets here: no verdict rests on it."""
+
+TRIALS = (0.5, 1.0, 2.0, 4.0)
+"""The same share, of networks that find out how long the victim was trained."""
+
+SHOWN = 4000
+"""Images on which they are compared with the victim."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,37 @@ class Workshop:
     progress: Progress = silent
     architecture: Architecture | None = None
     """The victim's, where it is small enough to be trained here."""
+    given: Sequence[BlackBox] = ()
+    """Siblings of the victim that its owner named."""
+
+    def siblings(self, victim: BlackBox, data: Labelled, count: int, *, seed: int) -> Sequence[BlackBox]:
+        """Return networks that were trained as the victim was, from other seeds: the owner's, or else trained here.
+
+        Those trained here have the victim's architecture and a recipe that suits most; how long they are trained
+        follows from how many images the victim gets right, between the trials. Whether the victim passes for one of
+        them is for the caller to find out.
+
+        Args:
+            victim: the model.
+            data: the images that it was trained on, with labels in its class order.
+            count: number of networks, where none were named.
+            seed: everything random follows from it.
+
+        Raises:
+            NotApplicable: none were named, and the victim's architecture cannot be trained here.
+        """
+        if self.given:
+            return self.given
+        if self.architecture is None:
+            raise NotApplicable(
+                "networks of its architecture cannot be trained here: "
+                "train some by its own recipe with other seeds, and pass --siblings"
+            )
+        shown = data.take(np.random.default_rng(seed).permutation(len(data))[:SHOWN])
+        trials = [self._siblings("trial", data, 1, seed=seed, effort=effort)[0] for effort in TRIALS]
+        known = [np.mean(top1(model, shown.pixels)[0] == shown.labels) for model in (victim, *trials)]
+        effort = np.interp(known[0], np.maximum.accumulate(known[1:]), TRIALS)
+        return self._siblings("sibling", data, count, seed=seed, effort=round(float(effort), 2))
 
     def independents(self, data: Labelled, count: int, *, seed: int, alike: bool) -> list[Network]:
         """Train innocent networks: on the true labels.
@@ -55,11 +96,23 @@ class Workshop:
     def _trained(
         self, purpose: str, data: Labelled, count: int, classes: int, *, seed: int, alike: bool
     ) -> list[Network]:
-        """Train networks in the order of their specs."""
         from fp_audit import networks
 
         choose, own = (networks.alike, self.architecture is not None) if alike else (networks.plan, False)
         specs = choose(count, data, classes, seed=seed, purpose=purpose, own=own, effort=EFFORT)
+        return self._in_order(specs, data, f"training {count} {purpose}s")
+
+    def _siblings(self, purpose: str, data: Labelled, count: int, *, seed: int, effort: float) -> list[Network]:
+        from fp_audit import networks
+
+        classes = len(data.classes) if data.classes else int(data.labels.max()) + 1
+        specs = networks.alike(count, data, classes, seed=seed, purpose=purpose, own=True, effort=effort)
+        return self._in_order(specs, data, f"training {count} {purpose}{'s' if count > 1 else ''}")
+
+    def _in_order(self, specs: Sequence[NetworkSpec], data: Labelled, what: str) -> list[Network]:
+        """Train networks in the order of their specs."""
+        from fp_audit import networks
+
         trained = networks.train(
             specs,
             data,
@@ -67,7 +120,7 @@ class Workshop:
             device=self.device,
             architecture=self.architecture,
             progress=self.progress,
-            what=f"training {count} {purpose}s",
+            what=what,
         )
         found = {network.name: network for network in trained}
         return [found[spec.name] for spec in specs]

@@ -124,6 +124,15 @@ def test_combine_keeps_its_level(k):
     assert combine([0.0123] * k) == pytest.approx(0.0123)
 
 
+@pytest.mark.parametrize("k", [1, 3, 6])
+def test_combine_keeps_its_level_where_one_method_has_five_votes(k):
+    p = np.random.default_rng(k).uniform(size=(200_000, k + 1))
+    p = p[:, [0] * 5 + list(range(1, k + 1))]
+    harmonic = (k + 5) / (1 / p).sum(axis=1)
+    assert combine(list(p[0])) == pytest.approx(harmonic[0])
+    assert (harmonic <= 0.01).mean() <= 0.0115
+
+
 @pytest.mark.parametrize("k", [2, 3, 6])
 @pytest.mark.parametrize("p", [1e-300, 1e-6, 0.01, 0.2])
 def test_a_method_that_sees_nothing_costs_at_most_a_factor(p, k):

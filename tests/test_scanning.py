@@ -17,7 +17,7 @@ from fixtures import digits
 from fp_audit import Finding, Plan, ScanOptions, Skipped, audit, compare, register, scan
 from fp_audit.calibrate import combine
 from fp_audit.errors import UsageError, VictimError
-from fp_audit.types import Access
+from fp_audit.types import Access, Evidence
 
 SURROGATES = ("thief/fine-tuned", "thief/int8", "thief/reordered")
 INDEPENDENTS = ("other/onnx", "other/same-architecture")
@@ -93,6 +93,24 @@ class TestVerdicts:
         asked = everything["thief/int8", "asked"]
         assert asked.cost.queries >= 100
         assert {item.null["n"] for item in asked.evidence} == {8}
+
+
+def found_by(method, p):
+    return Evidence(method, Access.QUERIES, 1.0, p, None, 0)
+
+
+def test_siblings_vote_five_times():
+    evidence = (found_by("siblings", 0.004), found_by("negatives", 1.0), found_by(audit.JOINT, 0.5))
+    assert audit.combined(evidence) == pytest.approx(combine([0.004] * 5 + [1.0, 0.5]))
+    assert audit.combined(evidence[1:]) == pytest.approx(combine([1.0, 0.5]))
+    assert audit.combined([found_by("negatives", None)]) is None
+
+
+@pytest.mark.parametrize(("siblings", "negatives", "decided"), [(5e-7, 1, True), (8e-7, 1, False), (1, 1e-7, True)])
+def test_a_verdict_is_decided_when_the_votes_of_one_method_outweigh_all_others(siblings, negatives, decided):
+    evidence = (found_by("siblings", siblings), found_by("negatives", negatives))
+    assert audit._decided(evidence, 7e-7) == decided
+    assert audit.combined(evidence) <= 7e-7 or not decided
 
 
 def test_references_in_files_leave_copies_derived(home, registered, tmp_path):

@@ -46,6 +46,12 @@ references = click.option(
     metavar="TARGET",
     help="A model, or folder of models, that is known to be independent of the victim. Repeatable.",
 )
+siblings = click.option(
+    "--siblings",
+    multiple=True,
+    metavar="MODEL",
+    help="A model that was trained just as the victim was, from another seed: see the method siblings. Repeatable.",
+)
 base = click.option(
     "--base",
     metavar="MODEL",

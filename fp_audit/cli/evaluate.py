@@ -70,6 +70,7 @@ def _budgets(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
     help="Score the models of this folder, which somebody else made, instead; its truth.json says what they are: "
     '{"NAME": {"kind": "..."}}, with kinds of innocent models beginning with "independent".',
 )
+@_options.siblings
 @_options.seed
 @_options.device
 def command(model: str, data: str, out: Path, **options: Any) -> None:  # noqa: ANN401

@@ -34,6 +34,7 @@ from fp_audit.cli import _options, _progress
     metavar="N",
     help="Train N small independent models on the data.",
 )
+@_options.siblings
 @_options.seed
 @_options.device
 @_options.preprocess

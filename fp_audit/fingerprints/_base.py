@@ -43,6 +43,8 @@ class Method(ABC):
     needs_data: ClassVar[bool]
     aligned: ClassVar[bool]
     """Whether the suspect's classes must be brought into the victim's order first."""
+    votes: ClassVar[int] = 1
+    """How often its p-value counts among those of all methods (``audit.combined``)."""
     resolution: ClassVar[float] = 0.0
     """Least standard deviation of a null to believe in, of ``Score.value`` and of each of ``Score.parts``; for rates on
     the arcsine scale (``calibrate.parametric_p``)."""

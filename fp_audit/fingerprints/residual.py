@@ -12,8 +12,8 @@ from fp_audit.data import Labelled
 from fp_audit.errors import UsageError
 from fp_audit.fingerprints._base import versus
 from fp_audit.fingerprints._queried import Queried, Queries
-from fp_audit.fingerprints._queries import candidates, centred_logits, half_alike, predict_pixels
-from fp_audit.model import TOP_K, as_images, as_probabilities
+from fp_audit.fingerprints._queries import candidates, half_alike, predict_pixels, read
+from fp_audit.model import as_images
 from fp_audit.subject import Subject
 from fp_audit.types import Access, Fingerprint, OutputKind, Outputs, Score
 
@@ -145,17 +145,6 @@ def similarity(theirs: Outputs, shown: OutputKind, victim: tuple[Outputs, Output
         left, right = deviations([unit(suspect), unit(own)], [unit(each) for each in others])
     norm = np.linalg.norm(left) * np.linalg.norm(right)
     return float((left * right).sum() / norm) if norm else 0.0
-
-
-def read(answers: Outputs, kind: OutputKind, shown: OutputKind) -> NDArray[np.float64]:
-    """Read N x K answers of ``kind`` as if no more than ``shown`` were seen: one-hot rows or centred logits."""
-    if shown == "labels":
-        return np.asarray(np.eye(answers.shape[1])[answers.argmax(axis=1)])
-    if shown == "topk" and kind != "topk":
-        probabilities = as_probabilities(answers, kind)
-        least = np.sort(probabilities, axis=1)[:, [-min(TOP_K, answers.shape[1])]]
-        return centred_logits(np.where(probabilities >= least, probabilities, np.float32(0)), "topk")
-    return centred_logits(answers, kind)
 
 
 def unit(answers: NDArray[np.float64]) -> NDArray[np.float64]:

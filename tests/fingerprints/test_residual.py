@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fp_audit.errors import UsageError
-from fp_audit.fingerprints.residual import Residual, read, shared, similarity, unit
+from fp_audit.fingerprints._queries import read
+from fp_audit.fingerprints.residual import Residual, shared, similarity, unit
 
 N, K, R = 40, 5, 8
 

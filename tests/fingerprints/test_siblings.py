@@ -1,0 +1,280 @@
+"""Nearer to the victim than to its siblings: oracle, level, power, and victims that are not one of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.special import stdtr
+from training import train_here
+
+from fixtures import digits
+from fp_audit import Plan, networks, registration, victims
+from fp_audit.data import Labelled
+from fp_audit.errors import NotApplicable, UsageError
+from fp_audit.fingerprints.siblings import (
+    RIDGE,
+    Deviations,
+    Siblings,
+    coefficients,
+    information,
+    nearer,
+    standing,
+    strange,
+)
+from fp_audit.model import as_probabilities
+from fp_audit.types import InputSpec
+from fp_audit.workshop import Workshop
+
+N, K, R, J = 100, 6, 12, 4
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+class World:
+    """A task, and models of it: siblings share a style, others have their own."""
+
+    def __init__(self, rng):
+        self.rng = rng
+        self.task, self.style = 2 * rng.standard_normal((N, K)), rng.standard_normal((N, K))
+        self.family = self.draw(R + 1, self.style)
+        self.varied = np.stack([self.draw(1, rng.standard_normal((N, K)))[0] for _ in range(J)])
+
+    def draw(self, count, style, passed_on=0.0):
+        return self.task + style + passed_on + self.rng.standard_normal((count, N, K))
+
+    @property
+    def own(self):
+        return self.family[0] - self.task - self.style
+
+    def score(self, theirs, shown="logits"):
+        return nearer(theirs.astype(np.float32), shown, self.family, self.varied)
+
+
+def labels(answers):
+    return np.eye(K)[answers.argmax(axis=1)]
+
+
+def test_coefficients_are_those_of_a_ridge_regression_with_errors_by_query(rng):
+    n, k, m = 7, 3, 4
+    suspect, models, common = (rng.standard_normal(shape) for shape in ((n, k), (m, n, k), (2, n, k)))
+    constant = rng.uniform(0.5, 2, n)
+    classes = [np.outer(constant, np.eye(k)[c]).ravel() for c in range(k)]
+    known = np.array([*classes, *(each.ravel() for each in common)]).T
+    left = [each.ravel() - known @ np.linalg.lstsq(known, each.ravel(), rcond=None)[0] for each in (suspect, *models)]
+    y, x = left[0], np.array(left[1:]).T
+    strength = RIDGE * (x**2).sum() / m
+    inverse = np.linalg.inv(x.T @ x + strength * np.eye(m))
+    meat = np.zeros((m, m))
+    for query in range(n):
+        rows = slice(query * k, (query + 1) * k)
+        score = x[rows].T @ y[rows]
+        meat += np.outer(score, score)
+    expected = inverse @ x.T @ y / np.sqrt(np.diag(inverse @ meat @ inverse))
+    np.testing.assert_allclose(coefficients(Deviations(suspect, models, common, constant)), expected)
+
+
+def test_standing_is_the_t_statistic_of_one_more():
+    assert standing(np.array([5.0, 1.0, 2.0, 3.0])) == pytest.approx(3 / np.sqrt(1 + 1 / 3))
+    assert standing(np.array([5.0, 1.0, 1.0, 1.0])) == 0.0
+
+
+@pytest.mark.parametrize("shown", ["logits", "labels"])
+@pytest.mark.parametrize("kin", ["a sibling", "another architecture", "better at the task"])
+def test_innocents_are_as_near_to_the_victim_as_to_its_siblings(rng, shown, kin):
+    found = []
+    for _ in range(400):
+        world = World(rng)
+        style = {"a sibling": world.style, "better at the task": 0}.get(kin, rng.standard_normal((N, K)))
+        (theirs,) = world.draw(1, style)
+        found.append(world.score(labels(theirs) if shown == "labels" else theirs, shown))
+    p_values = stdtr(R - 1, -np.array(found))
+    assert abs(np.mean(found)) < 0.2
+    assert 0.02 < (p_values < 0.05).mean() < 0.08
+    assert (p_values < 0.01).mean() < 0.025
+
+
+@pytest.mark.parametrize(("shown", "share"), [("logits", 0.3), ("labels", 0.6)])
+def test_what_the_victim_passed_on_is_found_in_any_architecture(rng, shown, share):
+    found = []
+    for _ in range(20):
+        world = World(rng)
+        (theirs,) = world.draw(1, rng.standard_normal((N, K)), share * world.own)
+        found.append(world.score(labels(theirs) if shown == "labels" else theirs, shown))
+    assert np.median(found) > 3
+    assert min(found) > 0
+
+
+def test_a_copy_is_farther_from_innocents_than_any_other(rng):
+    world = World(rng)
+    copy = world.score(world.family[0])
+    assert copy > 20 > world.score(world.draw(1, world.style, 0.5 * world.own)[0]) > 3
+    assert world.score(world.family[3]) < 0  # a sibling is nearest to itself
+
+
+def test_temperature_and_offset_change_nothing(rng):
+    world = World(rng)
+    (theirs,) = world.draw(1, world.style, 0.3 * world.own)
+    assert world.score(7 * theirs + 3) == pytest.approx(world.score(theirs), rel=1e-3)
+
+
+def test_probabilities_say_what_logits_say_and_the_three_largest_less(rng):
+    world = World(rng)
+    (theirs,) = world.draw(1, world.style, 0.5 * world.own)
+    probabilities = as_probabilities(theirs.astype(np.float32), "logits")
+    assert world.score(probabilities, "probabilities") == pytest.approx(world.score(theirs), rel=1e-2)
+    third = np.sort(probabilities, axis=1)[:, [-3]]
+    assert world.score(np.where(probabilities >= third, probabilities, 0), "topk") > 3
+
+
+def test_a_suspect_that_always_says_the_same_is_no_surrogate(rng):
+    world = World(rng)
+    for shown, answer in (("labels", np.eye(K)[0]), ("logits", np.zeros(K)), ("probabilities", np.full(K, 1 / K))):
+        assert abs(world.score(np.tile(answer, (N, 1)), shown)) < 3
+
+
+def test_queries_are_where_the_victim_alone_leans_to_a_likely_label():
+    even, sure = np.zeros(3), np.array([9.0, 0.0, 0.0])
+    siblings = np.tile(np.stack([even, sure, even]), (4, 1, 1))
+    victim = np.stack([[2.0, 0.0, 0.0], [11.0, 0.0, 0.0], even])
+    told = information(np.concatenate([victim[None], siblings]))
+    assert told[0] > 0.1 > 10 * told[1]
+    assert told[2] == pytest.approx(0, abs=1e-12)
+
+
+class TestStrange:
+    """Whether the victim passes for one of its siblings."""
+
+    @pytest.fixture
+    def right(self, rng):
+        return rng.integers(K, size=400)
+
+    def models(self, rng, right, count, *, strength=1.0, noise=2.0, style=0.0):
+        images = strength * 3 * np.eye(K)[right] + noise * rng.standard_normal((count, 400, K))
+        blends = strength * 2 * np.eye(K)[right] + noise * rng.standard_normal((count, 400, K))
+        return np.concatenate([images, blends], axis=1) + style
+
+    def test_one_of_them_passes(self, rng, right):
+        refused = [strange(self.models(rng, right, R + 1), right) for _ in range(100)]
+        assert sum(bool(why) for why in refused) <= 5
+
+    @pytest.mark.parametrize(
+        ("victim", "says"),
+        [
+            ({"strength": 1.3}, "images they get right|confidence"),
+            ({"strength": 1.5, "noise": 3.0}, "confidence"),
+            ({"style": "own"}, "distance|agreement|confidence|right"),
+        ],
+    )
+    def test_another_recipe_is_noticed(self, rng, right, victim, says):
+        if victim.get("style"):
+            victim = {"style": 1.5 * rng.standard_normal((800, K))}
+        models = np.concatenate([self.models(rng, right, 1, **victim), self.models(rng, right, R)])
+        assert any(word in strange(models, right) for word in says.split("|"))
+
+
+class Black:
+    """A model whose answers are known."""
+
+    spec, classes = InputSpec(1, 8, 8), None
+
+    def __init__(self, accuracy=1.0, output="logits"):
+        pixels, right = digits.digits()
+        wrong = np.random.default_rng(0).permutation(len(right))[: round((1 - accuracy) * len(right))]
+        right = right.copy()
+        right[wrong] = (right[wrong] + 1) % 10
+        self.output, self._known = output, {image.tobytes(): label for image, label in zip(pixels, right, strict=True)}
+
+    def predict(self, images):
+        stored = np.rint(images * 255).astype(np.uint8)
+        return np.eye(10, dtype=np.float32)[[self._known.get(image.tobytes(), 0) for image in stored]]
+
+
+@pytest.fixture(scope="module")
+def data():
+    pixels, right = digits.digits()
+    return Labelled(pixels[:500], right[:500], None, "digits")
+
+
+def test_how_long_siblings_are_trained_follows_from_what_the_victim_gets_right(data, monkeypatch, tmp_path):
+    reached = {0.5: 0.6, 1.0: 0.8, 2.0: 0.9, 4.0: 0.88}
+    asked = []
+
+    def trained(self, purpose, data, count, *, seed, effort):
+        asked.append((purpose, count, effort))
+        return [Black(reached.get(effort, 0.85))] * count
+
+    monkeypatch.setattr(Workshop, "_siblings", trained)
+    workshop = Workshop(cache=tmp_path, architecture=object())
+    workshop.siblings(Black(0.85), data, 16, seed=0)
+    *trials, (purpose, count, effort) = asked
+    assert trials == [("trial", 1, each) for each in reached]
+    assert (purpose, count) == ("sibling", 16)
+    assert 1.2 < effort < 1.8
+
+
+def test_siblings_that_were_given_are_used_and_without_an_architecture_there_are_none(data):
+    given = (Black(), Black())
+    assert Workshop(given=given).siblings(Black(), data, 16, seed=0) == given
+    with pytest.raises(NotApplicable, match=r"cannot be trained here.*pass --siblings"):
+        Workshop().siblings(Black(), data, 16, seed=0)
+
+
+def test_too_few_siblings_are_refused():
+    with pytest.raises(UsageError, match="siblings: siblings is 3; expected 4 or more"):
+        Siblings(siblings=3)
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    """A victim and four siblings by its recipe."""
+    folder = tmp_path_factory.mktemp("family")
+    for i in range(5):
+        digits.write_onnx(folder / f"{i}.onnx", seed=40 + i, epochs=6)
+    return folder
+
+
+@pytest.fixture
+def plan(family, digit_models, monkeypatch, tmp_path):
+    monkeypatch.setattr(networks, "SEEN_IMAGES", 2_000)
+    monkeypatch.setattr(networks, "_train_in_processes", train_here)
+    monkeypatch.setenv("FP_AUDIT_HOME", str(tmp_path / "home"))
+
+    def make(siblings, **options):
+        chosen = {"methods": ("siblings",), "queries": 30, "train_references": 4, **options}
+        return Plan(str(family / "0.onnx"), "mine", str(digit_models.data), siblings=tuple(siblings), **chosen)
+
+    return make
+
+
+def test_registered_with_siblings_in_files(plan, family):
+    victim = registration.build(plan(str(family / f"{i}.onnx") for i in range(1, 5)))
+    fingerprint = victim.fingerprints["siblings"]
+    assert fingerprint.arrays["models"].shape == (5, 30, 10)
+    assert fingerprint.facts["siblings"] == 4
+    null = victim.nulls["siblings"].scores
+    assert victim.facts["own_scores"]["siblings"]["value"] > max(null) + 3
+    victims.save(victim, victims.folder("mine"))
+    assert victims.load(victims.folder("mine")).nulls["siblings"].scores == null
+
+
+@pytest.mark.parametrize(
+    ("named", "says"),
+    [
+        (["1.onnx"] * 5, "are the same model"),
+        (["0.onnx", "1.onnx", "2.onnx", "3.onnx"], "are the same model"),
+        (["1.onnx", "2.onnx"], "2 siblings are too few"),
+    ],
+)
+def test_siblings_that_are_none_leave_the_method_out_and_say_why(plan, family, named, says):
+    told = []
+    with pytest.raises(UsageError, match="no method could be registered"):
+        registration.build(plan(str(family / name) for name in named), progress=lambda what, done: told.append(what))
+    assert any("siblings is left out" in what and says in what for what in told)
+
+
+def test_a_sibling_that_cannot_be_opened(plan, tmp_path):
+    with pytest.raises(UsageError, match="--siblings nowhere/to-be-found"):
+        registration.build(plan(["nowhere/to-be-found"], offline=True))
