@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -192,26 +192,29 @@ def _open(plan: Plan) -> _Opened:
     options = replace(options, preprocess=found)
     subject = Subject.of_artifact(artifact, kind, options).seen_as(Memoised(model))
     architecture = own_architecture(artifact, options, opened.spec, labelled)
-    siblings = tuple(_sibling(target, probes, options, plan) for target in plan.siblings)
+    siblings = tuple(_siblings(plan, probes, options))
     return _Opened(artifact, subject, found, labelled, probes, architecture, siblings)
 
 
-def _sibling(target: str, probes: Probes, options: LoadOptions, plan: Plan) -> _Sibling:
-    """Open a model that the owner names as a sibling of the victim, with the victim's preprocessing.
+def _siblings(plan: Plan, probes: Probes, options: LoadOptions) -> Iterator[_Sibling]:
+    """Open the models that the owner names as siblings of the victim, with the victim's preprocessing.
 
     Raises:
-        UsageError: it cannot be opened, or knows another number of classes.
+        UsageError: one of them cannot be asked, or knows another number of classes.
     """
-    try:
-        artifact = locate_one(target, SourceOptions(offline=plan.offline)).fetched()
-        model = settle(adapter(artifact.adapter).load(artifact, options), probes, options.preprocess).model
-        found = count_outputs(model)
-    except (AccessError, TargetError) as error:
-        raise UsageError(f"--siblings {target}: {error}") from None
-    if found != probes.count:
-        raise UsageError(f"--siblings {target}: it knows {found} classes, the victim {probes.count}")
-    subject = Subject(files=artifact.files, root=artifact.root)
-    return _Sibling(model, tuple(subject.hashed(file).sha256 or "" for file in artifact.files))
+    for located in locate(plan.siblings, SourceOptions(offline=plan.offline)):
+        if isinstance(located, Skipped):
+            raise UsageError(f"--siblings {located.target}: {located.reason}")
+        artifact = located.fetched()
+        try:
+            model = settle(adapter(artifact.adapter).load(artifact, options), probes, options.preprocess).model
+            count = count_outputs(model)
+        except (AccessError, TargetError) as error:
+            raise UsageError(f"--siblings {artifact.target}: {error}") from None
+        if count != probes.count:
+            raise UsageError(f"--siblings {artifact.target}: it knows {count} classes, the victim {probes.count}")
+        subject = Subject(files=artifact.files, root=artifact.root)
+        yield _Sibling(model, tuple(subject.hashed(file).sha256 or "" for file in artifact.files))
 
 
 def _without_data(plan: Plan, opened: _Opened, chosen: list[Method], progress: Progress) -> list[Method]:

@@ -49,8 +49,9 @@ references = click.option(
 siblings = click.option(
     "--siblings",
     multiple=True,
-    metavar="MODEL",
-    help="A model that was trained just as the victim was, from another seed: see the method siblings. Repeatable.",
+    metavar="TARGET",
+    help="A model, or folder of models, that was trained just as the victim was, from another seed: see the method "
+    "siblings. Repeatable.",
 )
 base = click.option(
     "--base",

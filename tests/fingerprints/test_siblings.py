@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from scipy.special import stdtr
@@ -21,6 +23,7 @@ from fp_audit.fingerprints.siblings import (
     standing,
     strange,
 )
+from fp_audit.methods import SIBLINGS, chosen
 from fp_audit.model import as_probabilities
 from fp_audit.types import InputSpec
 from fp_audit.workshop import Workshop
@@ -249,8 +252,9 @@ def plan(family, digit_models, monkeypatch, tmp_path):
     return make
 
 
-def test_registered_with_siblings_in_files(plan, family):
-    victim = registration.build(plan(str(family / f"{i}.onnx") for i in range(1, 5)))
+def test_registered_with_siblings_in_a_folder(plan, family, tmp_path):
+    folder = shutil.copytree(family, tmp_path / "siblings", ignore=shutil.ignore_patterns("0.onnx"))
+    victim = registration.build(plan([str(folder)]))
     fingerprint = victim.fingerprints["siblings"]
     assert fingerprint.arrays["models"].shape == (5, 30, 10)
     assert fingerprint.facts["siblings"] == 4
@@ -263,7 +267,6 @@ def test_registered_with_siblings_in_files(plan, family):
 @pytest.mark.parametrize(
     ("named", "says"),
     [
-        (["1.onnx"] * 5, "are the same model"),
         (["0.onnx", "1.onnx", "2.onnx", "3.onnx"], "are the same model"),
         (["1.onnx", "2.onnx"], "2 siblings are too few"),
     ],
@@ -275,6 +278,27 @@ def test_siblings_that_are_none_leave_the_method_out_and_say_why(plan, family, n
     assert any("siblings is left out" in what and says in what for what in told)
 
 
-def test_a_sibling_that_cannot_be_opened(plan, tmp_path):
-    with pytest.raises(UsageError, match="--siblings nowhere/to-be-found"):
-        registration.build(plan(["nowhere/to-be-found"], offline=True))
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({}, "holds no model"),
+        ({"a.onnx": b"not a model"}, "is no ONNX file"),
+        ({"pytorch_model.bin": b"pickle"}, "pickle|bin"),
+    ],
+)
+def test_siblings_that_cannot_be_opened(plan, tmp_path, content, says):
+    (tmp_path / "none").mkdir()
+    for name, data in content.items():
+        (tmp_path / "none" / name).write_bytes(data)
+    with pytest.raises(UsageError, match=f"--siblings .*({says})"):
+        registration.build(plan([str(tmp_path / "none")]))
+
+
+def test_siblings_that_no_method_uses_are_refused(plan, family):
+    with pytest.raises(UsageError, match="name it in --methods too"):
+        registration.build(plan([str(family / "1.onnx")], methods=("negatives",)))
+
+
+def test_siblings_make_their_method_a_default():
+    assert SIBLINGS in [method.name for method in chosen((), queries=None, data=True, siblings=True)]
+    assert SIBLINGS not in [method.name for method in chosen((), queries=None, data=True)]
