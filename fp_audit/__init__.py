@@ -31,10 +31,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fp_audit.ability import abilities as abilities
     from fp_audit.attacking import attack as attack
     from fp_audit.loading import load as load
     from fp_audit.registration import Plan as Plan
-    from fp_audit.registration import abilities as abilities
     from fp_audit.registration import register as register
     from fp_audit.scanning import ScanOptions as ScanOptions
     from fp_audit.scanning import compare as compare
@@ -57,7 +57,7 @@ _HOMES = {
     "Skipped": "types",
     "StressOptions": "stressing",
     "Verdict": "types",
-    "abilities": "registration",
+    "abilities": "ability",
     "attack": "attacking",
     "compare": "scanning",
     "evaluate": "scoring",

@@ -47,7 +47,8 @@ def command(**options: Any) -> None:  # noqa: ANN401
     Interrupted, the same command goes on where it stopped.
     """
     from fp_audit import victims
-    from fp_audit.registration import Plan, abilities, register
+    from fp_audit.ability import abilities
+    from fp_audit.registration import Plan, register
 
     with _progress.shown() as progress:
         victim = register(Plan(**options), progress=progress)

@@ -42,8 +42,8 @@ def show(name: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(victims.describe(name), indent=1))
         return
+    from fp_audit.ability import abilities
     from fp_audit.cli.register import show_abilities
-    from fp_audit.registration import abilities
 
     victim = victims.load(victims.folder(name))
     click.echo(f"{victim.name}: {victim.source} ({victim.adapter}), registered {victim.facts['registered']}")

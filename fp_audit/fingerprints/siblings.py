@@ -31,7 +31,7 @@ VARIED = 8
 """Innocent networks of other architectures."""
 
 FLOOR = 0.1
-"""Share of the mean spread that is added to the spread at each query."""
+"""Share of the mean variance of the models that is added to their variance at each query."""
 
 LEAST_PROBABILITY = 0.03
 """Added to probabilities before the logarithm: what is less likely is not told apart."""
