@@ -19,6 +19,7 @@ from fp_audit.fingerprints._base import Method
 from fp_audit.model import Counted
 from fp_audit.subject import Subject
 from fp_audit.types import Access, File, Fingerprint, InputSpec
+from fp_audit.workshop import Workshop
 
 SHAPE, CLASSES = (1, 4, 4), 5
 
@@ -99,6 +100,25 @@ EASIER = {"cem": {"epsilon": 0.5, "conferrability": 0.3, "learning_rate": 0.05}}
 VICTIM = Tiny(network(0))
 DATA = data(VICTIM)
 
+
+def family(count=8, spread=0.3):
+    """Siblings of the victim, all one network but for noise in the last layer, and images labelled by that network."""
+    torch.manual_seed(1)
+    own, *others = spread * torch.randn(count + 1, CLASSES, 16)
+    common, *siblings = (varied(change - own) for change in (torch.zeros_like(own), *others))
+    return tuple(siblings), data(common)
+
+
+def varied(change):
+    module = network(0)
+    with torch.no_grad():
+        module[3].weight.add_(change)
+    return Tiny(module)
+
+
+SIBLINGS, THEIRS = family()
+
+
 each = pytest.mark.parametrize("name", METHODS)
 
 
@@ -118,7 +138,12 @@ def made(name):
 
 
 def fingerprint(name, seed=0):
-    return made(name).generate(subject(VICTIM), DATA, seed=seed)
+    return generated(name, subject(VICTIM), seed=seed)
+
+
+def generated(name, victim, seed=0):
+    images = THEIRS if name == "siblings" else DATA
+    return made(name).generate(victim, images, seed=seed, workshop=Workshop(given=SIBLINGS))
 
 
 kept = cache(fingerprint)
@@ -177,7 +202,7 @@ def test_the_same_seed_gives_the_same_fingerprint(name):
 @each
 def test_the_victim_itself_has_the_top_score(name):
     score = made(name).compare(kept(name), subject(VICTIM))
-    assert score.value == pytest.approx(1, abs=1e-5)
+    assert score.value == pytest.approx(1, abs=1e-5) or (name == "siblings" and score.value > 4)
     assert score.p_value is None or score.p_value < 1e-6
     for seed in range(1, 4):
         other = Tiny(network(seed))
@@ -219,7 +244,7 @@ def test_undeclared_access_is_refused(name):
 
     spied = vars(subject(VICTIM))
     spy = Spy(**{key.removeprefix("_"): value for key, value in spied.items()})
-    made(name).compare(made(name).generate(spy, DATA, seed=0), spy)
+    made(name).compare(generated(name, spy), spy)
     assert seen == [kind.victim_access, kind.most_access()]
     method = made(name)
     for access, use in ((kind.victim_access, "_generate"), (kind.most_access(), "_compare")):
