@@ -17,11 +17,8 @@ import numpy as np
 from scipy.special import stdtr
 
 from benchmarks import zoo
-from fp_audit.attacking import open_victim
-from fp_audit.data import load
 from fp_audit.evaluating import share
-from fp_audit.fingerprints._queries import blends
-from fp_audit.fingerprints.siblings import CANDIDATES, VARIED, Array, answered, information, nearer, strange
+from fp_audit.fingerprints.siblings import VARIED, Array, answered, candidates, information, nearer, strange
 from fp_audit.loading import load as opened
 from fp_audit.networks import OWN
 from fp_audit.workshop import Workshop
@@ -46,22 +43,19 @@ def main() -> None:
     made = zoo.make_victim(home, given.dataset, given.data, seen=given.seen)
     paths = zoo.make_siblings(home, given.dataset, given.data, given.siblings, seen=given.seen)
     options = ZooOptions(("disguise",), seed=given.seed, thief=str(made.thief), trained_on=("same",))
-    independents = build_zoo(str(made.victim), str(made.owner), given.out / f"{given.dataset}-verdicts", options)
-    target = open_victim(str(made.victim), str(made.owner), seed=given.seed, device="auto")
-    family = [target.model, *(opened(str(path), data=str(made.owner)) for path in paths)]
-    rng = np.random.default_rng(0)
-    images = load(str(made.owner)).take(np.sort(rng.permutation(len(target.data))[:CANDIDATES]))
-    pixels = np.concatenate([images.pixels, blends(images.pixels, images.labels, CANDIDATES, rng)])
+    built = build_zoo(str(made.victim), str(made.owner), given.out / f"{given.dataset}-verdicts", options)
+    family = [built.victim.model, *(opened(str(path), data=str(made.owner)) for path in paths)]
+    images, pixels = candidates(built.victim.data, np.random.default_rng(0))
     answers = answered(family, pixels)
     print(f"the victim among its {len(paths)} siblings: {strange(answers, images.labels) or 'is one of them'}")
     refused = [strange(first(answers[1:], i), images.labels) for i in range(len(paths))]
     print(f"siblings that do not pass for one among the others: {sum(map(bool, refused))} of {len(paths)}")
-    innocents = independents.independents
+    innocents = built.independents
     own = [item.network for item in innocents if item.network.name.startswith(OWN)]
     if own:
         others = np.concatenate([answers[:1], answered(own, pixels)])
         print(f"the victim among {len(own)} networks of another recipe: {strange(others, images.labels) or 'passes'}")
-    varied = answered(Workshop().independents(target.data, VARIED, seed=1, alike=False), pixels)
+    varied = answered(Workshop().independents(built.victim.data, VARIED, seed=1, alike=False), pixels)
     measured(answers[1:], answered([item.network for item in innocents], pixels), varied, innocents)
 
 

@@ -18,9 +18,6 @@ from fp_audit.fingerprints._base import Method
 from fp_audit.fingerprints._queried import Queried, composed
 from fp_audit.types import Access, Fingerprint
 
-SIBLINGS = "siblings"
-"""The method that compares with models that the owner trained as the victim was."""
-
 ALL = "all"
 """Names every method in a list of methods; compositions are named one by one."""
 
@@ -91,14 +88,14 @@ def chosen(specs: tuple[str, ...], *, queries: int | None, data: bool, siblings:
     twice = {method.name for method in built if [other.name for other in built].count(method.name) > 1}
     if twice:
         raise UsageError(f"the method {twice.pop()!r} is named twice with different options: name it once")
-    if siblings and not any(method.name == SIBLINGS for method in built):
-        raise UsageError(f"--siblings are for the method {SIBLINGS}, which needs --data: name it in --methods too")
+    if siblings and not any(method.uses_siblings for method in built):
+        raise UsageError("--siblings are for the method siblings, which needs --data: name it in --methods too")
     return built
 
 
 def by_default(name: str, *, siblings: bool) -> bool:
     """Whether a method is used when none is named; ``siblings`` as for ``chosen``."""
-    return kind(name).default or (siblings and name == SIBLINGS)
+    return kind(name).default or (siblings and kind(name).uses_siblings)
 
 
 def _built(spec: str, queries: int | None) -> Method:

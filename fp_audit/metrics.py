@@ -26,9 +26,9 @@ def matching_rate(answers: Floats, labels: NDArray[np.integer]) -> float:
 
 
 def centred(answers: Floats) -> NDArray[np.float64]:
-    """Subtract each row's mean: removes the constant that softmax cannot see. N x K."""
+    """Subtract each row's mean: removes the constant that softmax cannot see. ... x K."""
     wide = np.asarray(answers, np.float64)
-    return np.asarray(wide - wide.mean(axis=1, keepdims=True))
+    return np.asarray(wide - wide.mean(axis=-1, keepdims=True))
 
 
 def mean_cosine(a: Floats, b: Floats) -> float:

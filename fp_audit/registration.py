@@ -213,8 +213,7 @@ def _siblings(plan: Plan, probes: Probes, options: LoadOptions) -> Iterator[_Sib
             raise UsageError(f"--siblings {artifact.target}: {error}") from None
         if count != probes.count:
             raise UsageError(f"--siblings {artifact.target}: it knows {count} classes, the victim {probes.count}")
-        subject = Subject(files=artifact.files, root=artifact.root)
-        yield _Sibling(model, tuple(subject.hashed(file).sha256 or "" for file in artifact.files))
+        yield _Sibling(model, tuple(file.sha256 or "" for file in audit.hashed(artifact).files))
 
 
 def _without_data(plan: Plan, opened: _Opened, chosen: list[Method], progress: Progress) -> list[Method]:
@@ -307,7 +306,7 @@ def _key(plan: Plan, opened: _Opened, method: Method) -> str:
     preprocess = opened.preprocess and opened.preprocess.to_json()
     folder = Path(_base.__file__).parent
     code = [file_digests(path)["sha256"] for path in sorted(folder.glob("*.py"))]
-    siblings = sorted(sibling.digests for sibling in opened.siblings)
+    siblings = sorted(sibling.digests for sibling in opened.siblings) if method.uses_siblings else []
     parts = [
         files,
         siblings,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from fp_audit.fresh import Architecture
 from fp_audit.model import BlackBox
 
 if TYPE_CHECKING:
-    from fp_audit.networks import Network, NetworkSpec
+    from fp_audit.networks import Network
 
 
 EFFORT = 0.5
@@ -67,10 +68,11 @@ class Workshop:
                 "train some by its own recipe with other seeds, and pass --siblings"
             )
         shown = data.take(np.random.default_rng(seed).permutation(len(data))[:SHOWN])
-        trials = [self._siblings("trial", data, 1, seed=seed, effort=effort)[0] for effort in TRIALS]
+        train = partial(self._trained, data=data, classes=_classes(data), seed=seed, alike=True)
+        trials = [train("trial", count=1, effort=effort)[0] for effort in TRIALS]
         known = [np.mean(top1(model, shown.pixels)[0] == shown.labels) for model in (victim, *trials)]
         effort = np.interp(known[0], np.maximum.accumulate(known[1:]), TRIALS)
-        return self._siblings("sibling", data, count, seed=seed, effort=round(float(effort), 2))
+        return train("sibling", count=count, effort=round(float(effort), 2))
 
     def independents(self, data: Labelled, count: int, *, seed: int, alike: bool) -> list[Network]:
         """Train innocent networks: on the true labels.
@@ -82,8 +84,7 @@ class Workshop:
             alike: of one architecture (the victim's, if the workshop has it) and one recipe, so that they differ in
                 their seeds only; else of several architectures, other than the victim's.
         """
-        classes = len(data.classes) if data.classes else int(data.labels.max()) + 1
-        return self._trained("independent", data, count, classes, seed=seed, alike=alike)
+        return self._trained("independent", data, count, _classes(data), seed=seed, alike=alike)
 
     def surrogates(self, victim: BlackBox, data: Labelled, count: int, *, seed: int, alike: bool) -> list[Network]:
         """Train stolen networks: on the victim's top-1 answers. Arguments as for ``independents``.
@@ -94,25 +95,21 @@ class Workshop:
         return self._trained("surrogate", replace(data, labels=labels), count, classes, seed=seed, alike=alike)
 
     def _trained(
-        self, purpose: str, data: Labelled, count: int, classes: int, *, seed: int, alike: bool
+        self,
+        purpose: str,
+        data: Labelled,
+        count: int,
+        classes: int,
+        *,
+        seed: int,
+        alike: bool,
+        effort: float = EFFORT,
     ) -> list[Network]:
-        from fp_audit import networks
-
-        choose, own = (networks.alike, self.architecture is not None) if alike else (networks.plan, False)
-        specs = choose(count, data, classes, seed=seed, purpose=purpose, own=own, effort=EFFORT)
-        return self._in_order(specs, data, f"training {count} {purpose}s")
-
-    def _siblings(self, purpose: str, data: Labelled, count: int, *, seed: int, effort: float) -> list[Network]:
-        from fp_audit import networks
-
-        classes = len(data.classes) if data.classes else int(data.labels.max()) + 1
-        specs = networks.alike(count, data, classes, seed=seed, purpose=purpose, own=True, effort=effort)
-        return self._in_order(specs, data, f"training {count} {purpose}{'s' if count > 1 else ''}")
-
-    def _in_order(self, specs: Sequence[NetworkSpec], data: Labelled, what: str) -> list[Network]:
         """Train networks in the order of their specs."""
         from fp_audit import networks
 
+        choose, own = (networks.alike, self.architecture is not None) if alike else (networks.plan, False)
+        specs = choose(count, data, classes, seed=seed, purpose=purpose, own=own, effort=effort)
         trained = networks.train(
             specs,
             data,
@@ -120,7 +117,11 @@ class Workshop:
             device=self.device,
             architecture=self.architecture,
             progress=self.progress,
-            what=what,
+            what=f"training {count} {purpose}{'s' if count > 1 else ''}",
         )
         found = {network.name: network for network in trained}
         return [found[spec.name] for spec in specs]
+
+
+def _classes(data: Labelled) -> int:
+    return len(data.classes) if data.classes else int(data.labels.max()) + 1

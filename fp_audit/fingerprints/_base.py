@@ -43,6 +43,9 @@ class Method(ABC):
     needs_data: ClassVar[bool]
     aligned: ClassVar[bool]
     """Whether the suspect's classes must be brought into the victim's order first."""
+    uses_siblings: ClassVar[bool] = False
+    """Whether it compares with models that the owner trained as the victim was: then it is registered by default where
+    some are named."""
     votes: ClassVar[int] = 1
     """How often its p-value counts among those of all methods (``audit.combined``)."""
     resolution: ClassVar[float] = 0.0

@@ -107,6 +107,7 @@ def composed(
             "representation": representation,
             "distance": distance,
             "aligned": REPRESENTATIONS[representation].aligned,
+            "votes": 1,
             "resolution": source.resolution if DISTANCES[distance].rate else 0.01,
             "suspect_gain": None,
             "unaligned_gain": False,

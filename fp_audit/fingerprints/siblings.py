@@ -14,9 +14,10 @@ from fp_audit.errors import NotApplicable, UsageError
 from fp_audit.fingerprints._base import versus
 from fp_audit.fingerprints._queried import Queried, Queries
 from fp_audit.fingerprints._queries import blends, centred_logits, predict_pixels, read
+from fp_audit.metrics import centred
 from fp_audit.model import HIDDEN, BlackBox, as_images
 from fp_audit.subject import Subject
-from fp_audit.types import Access, Fingerprint, OutputKind, Outputs, Score
+from fp_audit.types import Access, Fingerprint, OutputKind, Outputs, Pixels, Score
 
 if TYPE_CHECKING:
     from fp_audit.workshop import Workshop
@@ -90,6 +91,7 @@ class Siblings(Queried):
     needs_data: ClassVar[bool] = True
     aligned: ClassVar[bool] = True
     query_set: ClassVar[str | None] = "siblings"
+    uses_siblings: ClassVar[bool] = True
     votes: ClassVar[int] = 5
     resolution: ClassVar[float] = 1.0
 
@@ -132,8 +134,7 @@ class Siblings(Queried):
         siblings = workshop.siblings(model, chosen.of_classes(count), self.options["siblings"], seed=seed)
         if len(siblings) < LEAST:
             raise NotApplicable(f"{len(siblings)} siblings are too few to compare with: expected {LEAST} or more")
-        images = chosen.take(np.sort(rng.permutation(len(chosen))[:CANDIDATES]))
-        pixels = np.concatenate([images.pixels, blends(images.pixels, images.labels, CANDIDATES, rng)])
+        images, pixels = candidates(chosen, rng)
         answers = answered([model, *siblings], pixels)
         if len(np.unique(answers.reshape(len(answers), -1), axis=0)) < len(answers):
             raise NotApplicable("two siblings, or a sibling and the victim, are the same model")
@@ -154,6 +155,12 @@ class Siblings(Queried):
         theirs = model.predict(as_images(arrays["queries"]))
         value = nearer(theirs, model.output, arrays["models"], arrays["varied"])
         return Score(value, queries=len(theirs), detail={"siblings": len(arrays["models"]) - 1})
+
+
+def candidates(data: Labelled, rng: np.random.Generator) -> tuple[Labelled, Pixels]:
+    """Draw images, and return them with the pixels of all candidates: the images first, then blends of two of them."""
+    images = data.take(np.sort(rng.permutation(len(data))[:CANDIDATES]))
+    return images, np.concatenate([images.pixels, blends(images.pixels, images.labels, CANDIDATES, rng)])
 
 
 def answered(models: Sequence[BlackBox], pixels: NDArray[np.uint8]) -> Array:
@@ -306,8 +313,7 @@ def probabilities(models: Array) -> Array:
 
 def _log(models: Array) -> Array:
     """Return the centred log-probabilities of M x N x K logits, those near zero made alike."""
-    logs = np.log(probabilities(models) + LEAST_PROBABILITY)
-    return np.asarray(logs - logs.mean(axis=2, keepdims=True))
+    return centred(np.log(probabilities(models) + LEAST_PROBABILITY))
 
 
 def coefficients(found: Deviations) -> Array:

@@ -23,7 +23,7 @@ from fp_audit.fingerprints.siblings import (
     standing,
     strange,
 )
-from fp_audit.methods import SIBLINGS, chosen
+from fp_audit.methods import chosen, kind
 from fp_audit.model import as_probabilities
 from fp_audit.types import InputSpec
 from fp_audit.workshop import Workshop
@@ -205,11 +205,11 @@ def test_how_long_siblings_are_trained_follows_from_what_the_victim_gets_right(d
     reached = {0.5: 0.6, 1.0: 0.8, 2.0: 0.9, 4.0: 0.88}
     asked = []
 
-    def trained(self, purpose, data, count, *, seed, effort):
+    def trained(self, purpose, *, count, effort, **others):
         asked.append((purpose, count, effort))
         return [Black(reached.get(effort, 0.85))] * count
 
-    monkeypatch.setattr(Workshop, "_siblings", trained)
+    monkeypatch.setattr(Workshop, "_trained", trained)
     workshop = Workshop(cache=tmp_path, architecture=object())
     workshop.siblings(Black(0.85), data, 16, seed=0)
     *trials, (purpose, count, effort) = asked
@@ -300,5 +300,22 @@ def test_siblings_that_no_method_uses_are_refused(plan, family):
 
 
 def test_siblings_make_their_method_a_default():
-    assert SIBLINGS in [method.name for method in chosen((), queries=None, data=True, siblings=True)]
-    assert SIBLINGS not in [method.name for method in chosen((), queries=None, data=True)]
+    assert "siblings" in [method.name for method in chosen((), queries=None, data=True, siblings=True)]
+    assert "siblings" not in [method.name for method in chosen((), queries=None, data=True)]
+
+
+def test_another_reading_of_its_queries_has_one_vote():
+    assert kind("siblings").votes == 5
+    assert kind("siblings+labels+hamming").votes == 1
+
+
+def test_siblings_make_no_other_fingerprint_anew(plan, family, tmp_path):
+    def cached():
+        return {path.name for path in (tmp_path / "home" / "cache" / "fingerprints").iterdir()}
+
+    named = [str(family / f"{i}.onnx") for i in range(1, 5)]
+    registration.generate(plan([], methods=("negatives",)))
+    before = cached()
+    made = registration.generate(plan(named, methods=("negatives", "siblings")))
+    assert set(made) == {"negatives", "siblings"}
+    assert len(cached() - before) == len(before)
