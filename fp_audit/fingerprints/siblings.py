@@ -55,7 +55,7 @@ Array = NDArray[np.float64]
 
 
 class Siblings(Queried):
-    """How much nearer the suspect is to the victim than to its siblings; a t statistic, about 0 for an innocent model.
+    """How much nearer the suspect is to the victim than to its siblings; a t statistic.
 
     Siblings are networks of the victim's architecture, trained on the same images by the same recipe from other seeds:
     what it would have become by another throw of the dice. A model that has nothing of the victim, of whatever
@@ -70,10 +70,11 @@ class Siblings(Queried):
 
         (t_0 - mean(t_1 ... t_R)) / (sd(t_1 ... t_R) sqrt(1 + 1/R))
 
-    If suspect and victim have nothing in common, victim and siblings are exchangeable for it: the argument of Zhang et
-    al. ("Membership Inference Attacks Cannot Prove that a Model Was Trained On Your Data", SaTML 2025), with the
-    seed of the training as the canary. It does not allow for queries that are chosen by the victim, so the p-value
-    comes from references, as for every other method.
+    If suspect and victim have nothing in common, victim and siblings are exchangeable for it, and the score is about 0:
+    the argument of Zhang et al. ("Membership Inference Attacks Cannot Prove that a Model Was Trained On Your Data",
+    SaTML 2025), with the seed of the training as the canary. It does not allow for queries that are made to suit the
+    victim, at which innocent models score about 1 on average and differ more, so the p-value comes from references, as
+    for every other method.
 
     Candidates are images of the owner and blends of two of them. Queries are those at which the Fisher information of
     a label about a share of the victim's deviation is largest (``information``). Where victim and siblings can be
