@@ -81,6 +81,15 @@ class _Row:
 
 
 @dataclass(frozen=True)
+class _Sibling:
+    """A model that the owner trained as the victim was."""
+
+    model: BlackBox
+    digests: tuple[str, ...]
+    """Of its files."""
+
+
+@dataclass(frozen=True)
 class _Opened:
     """The victim, ready to be asked and differentiated."""
 
@@ -92,8 +101,7 @@ class _Opened:
     probes: Probes | None = None
     architecture: Architecture | None = None
     """The victim's, where networks like it can be trained here."""
-    siblings: tuple[Subject, ...] = ()
-    """Models that the owner trained as the victim was."""
+    siblings: tuple[_Sibling, ...] = ()
 
 
 def register(plan: Plan, *, progress: Progress = silent) -> Victim:
@@ -188,7 +196,7 @@ def _open(plan: Plan) -> _Opened:
     return _Opened(artifact, subject, found, labelled, probes, architecture, siblings)
 
 
-def _siblings(plan: Plan, probes: Probes, options: LoadOptions) -> Iterator[Subject]:
+def _siblings(plan: Plan, probes: Probes, options: LoadOptions) -> Iterator[_Sibling]:
     """Open the models that the owner names as siblings of the victim, with the victim's preprocessing.
 
     Raises:
@@ -198,16 +206,14 @@ def _siblings(plan: Plan, probes: Probes, options: LoadOptions) -> Iterator[Subj
         if isinstance(located, Skipped):
             raise UsageError(f"--siblings {located.target}: {located.reason}")
         artifact = located.fetched()
-        subject = Subject.of_artifact(artifact, adapter(artifact.adapter), options)
         try:
-            settled = settle(subject.opened(), probes, options.preprocess)
-            count = count_outputs(settled.model)
+            model = settle(adapter(artifact.adapter).load(artifact, options), probes, options.preprocess).model
+            count = count_outputs(model)
         except (AccessError, TargetError) as error:
             raise UsageError(f"--siblings {artifact.target}: {error}") from None
         if count != probes.count:
             raise UsageError(f"--siblings {artifact.target}: it knows {count} classes, the victim {probes.count}")
-        subject = subject.seen_as(settled.model)
-        yield subject.prepared(settled.preprocess) if settled.preprocess else subject
+        yield _Sibling(model, tuple(file.sha256 or "" for file in audit.hashed(artifact).files))
 
 
 def _without_data(plan: Plan, opened: _Opened, chosen: list[Method], progress: Progress) -> list[Method]:
@@ -271,7 +277,7 @@ def _fingerprints(plan: Plan, opened: _Opened, chosen: Sequence[Method], progres
             device=pick_device(plan.device),
             progress=_within(progress, method.name),
             architecture=opened.architecture,
-            given=opened.siblings,
+            given=tuple(sibling.model for sibling in opened.siblings),
         )
         cached = victims.home() / "cache" / "fingerprints" / f"{_key(plan, opened, method)}"
         fingerprint = victims.load_fingerprint(cached)
@@ -296,16 +302,14 @@ def _within(progress: Progress, name: str) -> Progress:
 
 def _key(plan: Plan, opened: _Opened, method: Method) -> str:
     """Name a fingerprint by everything that determines it."""
-    files, *siblings = (
-        sorted(subject.hashed(file).sha256 or "" for file in subject.files())
-        for subject in (opened.subject, *(opened.siblings if method.uses_siblings else ()))
-    )
+    files = sorted(opened.subject.hashed(file).sha256 or "" for file in opened.artifact.files)
     preprocess = opened.preprocess and opened.preprocess.to_json()
     folder = Path(_base.__file__).parent
     code = [file_digests(path)["sha256"] for path in sorted(folder.glob("*.py"))]
+    siblings = sorted(sibling.digests for sibling in opened.siblings) if method.uses_siblings else []
     parts = [
         files,
-        sorted(siblings),
+        siblings,
         opened.labelled and opened.labelled.digest,
         preprocess,
         repr(method),

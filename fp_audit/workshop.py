@@ -16,7 +16,6 @@ from fp_audit.engine import Progress, silent, top1
 from fp_audit.errors import NotApplicable
 from fp_audit.fresh import Architecture
 from fp_audit.model import BlackBox
-from fp_audit.subject import Subject
 
 if TYPE_CHECKING:
     from fp_audit.networks import Network
@@ -42,10 +41,10 @@ class Workshop:
     progress: Progress = silent
     architecture: Architecture | None = None
     """The victim's, where it is small enough to be trained here."""
-    given: Sequence[Subject] = ()
+    given: Sequence[BlackBox] = ()
     """Siblings of the victim that its owner named."""
 
-    def siblings(self, victim: BlackBox, data: Labelled, count: int, *, seed: int) -> Sequence[Subject]:
+    def siblings(self, victim: BlackBox, data: Labelled, count: int, *, seed: int) -> Sequence[BlackBox]:
         """Return networks that were trained as the victim was, from other seeds: the owner's, or else trained here.
 
         Those trained here have the victim's architecture and a recipe that suits most; how long they are trained
@@ -73,8 +72,7 @@ class Workshop:
         trials = [train("trial", count=1, effort=effort)[0] for effort in TRIALS]
         known = [np.mean(top1(model, shown.pixels)[0] == shown.labels) for model in (victim, *trials)]
         effort = np.interp(known[0], np.maximum.accumulate(known[1:]), TRIALS)
-        trained = train("sibling", count=count, effort=round(float(effort), 2))
-        return [Subject.of_model(network, network.white) for network in trained]
+        return train("sibling", count=count, effort=round(float(effort), 2))
 
     def independents(self, data: Labelled, count: int, *, seed: int, alike: bool) -> list[Network]:
         """Train innocent networks: on the true labels.

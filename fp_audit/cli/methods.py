@@ -30,12 +30,12 @@ def command() -> None:
 
 
 def _describe(method: Any) -> list[str]:  # noqa: ANN401
-    more, gain = (f" (more with {kind})" if kind else "" for kind in (method.victim_gain, method.suspect_gain))
+    gain = f" (more with {method.suspect_gain})" if method.suspect_gain else ""
     data = "labelled images" if method.needs_data else "no data"
     budget = f"{method().budget():,} images" if method().budget() else "none: the model is not asked"
     return [
         f"source: {method.paper}",
-        f"needs: {method.victim_access} of the victim{more} and {data}; {method.suspect_access} of the suspect{gain}",
+        f"needs: {method.victim_access} of the victim and {data}; {method.suspect_access} of the suspect{gain}",
         f"budget: {budget}",
         f"options: {_plugins.listed(signature(method).parameters)}",
         f"withstands: {method.withstands}",

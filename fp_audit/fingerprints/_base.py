@@ -32,8 +32,6 @@ class Method(ABC):
     """What the method is known to survive and not to survive, in plain words."""
     victim_access: ClassVar[Access]
     """Needed to generate."""
-    victim_gain: ClassVar[Access | None] = None
-    """A higher access to the victim with which better fingerprints are generated; None if it has no use for one."""
     suspect_access: ClassVar[Access]
     """Needed to compare."""
     suspect_gain: ClassVar[Access | None] = None
@@ -69,7 +67,7 @@ class Method(ABC):
         """Build the fingerprint of a victim.
 
         Args:
-            victim: limited here to ``victim_access``, or to ``victim_gain``.
+            victim: limited here to ``victim_access``.
             data: labelled images of the victim's task; may be None for methods with ``needs_data = False``.
             seed: everything random follows from it.
             workshop: trains networks and shows progress; by default one on the CPU that is silent.
@@ -83,7 +81,7 @@ class Method(ABC):
 
         if self.needs_data:
             self.required(data)
-        view, rng = victim.limited(self.victim_gain or self.victim_access), np.random.default_rng(seed)
+        view, rng = victim.limited(self.victim_access), np.random.default_rng(seed)
         made = self._generate(view, data, rng, workshop or Workshop())
         queries = made.arrays.get("queries")
         if queries is not None and (queries.dtype != np.uint8 or queries.ndim != 4):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fp_audit.data import Labelled
-from fp_audit.errors import NotApplicable, UnsupportedModel, UsageError
+from fp_audit.errors import NotApplicable, UsageError
 from fp_audit.fingerprints._base import versus
 from fp_audit.fingerprints._queried import Queried, Queries
 from fp_audit.fingerprints._queries import blends, centred_logits, predict_pixels, read
@@ -20,8 +20,6 @@ from fp_audit.subject import Subject
 from fp_audit.types import Access, Fingerprint, OutputKind, Outputs, Pixels, Score
 
 if TYPE_CHECKING:
-    import torch
-
     from fp_audit.workshop import Workshop
 
 CANDIDATES = 8000
@@ -39,12 +37,6 @@ FLOOR = 0.1
 LEAST_PROBABILITY = 0.03
 """Added to probabilities before the logarithm: what is less likely is not told apart."""
 
-GRID = 4
-"""Side of the grid of colours that a query is changed by."""
-
-STEPS, RATE = 25, 0.03
-"""Of Adam, which finds the colours."""
-
 RIDGE = 0.05
 """Share of the mean square length of deviations that is added to all of them when they are told apart."""
 
@@ -55,7 +47,7 @@ Array = NDArray[np.float64]
 
 
 class Siblings(Queried):
-    """How much nearer the suspect is to the victim than to its siblings; a t statistic.
+    """How much nearer the suspect is to the victim than to its siblings; a t statistic, about 0 for an innocent model.
 
     Siblings are networks of the victim's architecture, trained on the same images by the same recipe from other seeds:
     what it would have become by another throw of the dice. A model that has nothing of the victim, of whatever
@@ -70,15 +62,13 @@ class Siblings(Queried):
 
         (t_0 - mean(t_1 ... t_R)) / (sd(t_1 ... t_R) sqrt(1 + 1/R))
 
-    If suspect and victim have nothing in common, victim and siblings are exchangeable for it, and the score is about 0:
-    the argument of Zhang et al. ("Membership Inference Attacks Cannot Prove that a Model Was Trained On Your Data",
-    SaTML 2025), with the seed of the training as the canary. It does not allow for queries that are made to suit the
-    victim, at which innocent models score about 1 on average and differ more, so the p-value comes from references, as
-    for every other method.
+    If suspect and victim have nothing in common, victim and siblings are exchangeable for it: the argument of Zhang et
+    al. ("Membership Inference Attacks Cannot Prove that a Model Was Trained On Your Data", SaTML 2025), with the
+    seed of the training as the canary. It does not allow for queries that are chosen by the victim, so the p-value
+    comes from references, as for every other method.
 
     Candidates are images of the owner and blends of two of them. Queries are those at which the Fisher information of
-    a label about a share of the victim's deviation is largest (``information``). Where victim and siblings can be
-    differentiated, the queries are then changed so that the victim stands out more (``outstanding``).
+    a label about a share of the victim's deviation is largest (``information``).
 
     The siblings that the owner names (``register --siblings``) are used, or else they are trained here. Either way the
     victim must pass for one of them (``strange``): otherwise whatever was trained by the victim's recipe resembles it
@@ -97,7 +87,6 @@ class Siblings(Queried):
     withstands: ClassVar[str] = "fine-tuning, pruning, quantisation, RemovalNet, CSRP, most extraction"
     misses: ClassVar[str] = "all, where the victim's training cannot be repeated"
     victim_access: ClassVar[Access] = Access.QUERIES
-    victim_gain: ClassVar[Access | None] = Access.GRADIENTS
     default: ClassVar[bool] = False
     needs_data: ClassVar[bool] = True
     aligned: ClassVar[bool] = True
@@ -146,9 +135,7 @@ class Siblings(Queried):
         if len(siblings) < LEAST:
             raise NotApplicable(f"{len(siblings)} siblings are too few to compare with: expected {LEAST} or more")
         images, pixels = candidates(chosen, rng)
-        family = [victim, *siblings]
-        models = [each.black_box() for each in family]
-        answers = answered(models, pixels)
+        answers = answered([model, *siblings], pixels)
         if len(np.unique(answers.reshape(len(answers), -1), axis=0)) < len(answers):
             raise NotApplicable("two siblings, or a sibling and the victim, are the same model")
         if found := strange(answers, images.labels):
@@ -158,30 +145,16 @@ class Siblings(Queried):
             )
         told = information(answers)
         best = np.sort(np.argsort(-told, kind="stable")[: self.options["queries"]])
-        queries, modules = pixels[best], _modules(family)
-        if modules:
-            least = FLOOR * float(answers[1:].var(axis=0, ddof=1).mean())
-            queries = outstanding(queries, modules, least, workshop)
         innocents = workshop.independents(chosen.of_classes(count), VARIED, seed=other, alike=False)
         facts = {"siblings": len(siblings), "images": int((best < len(images)).sum()), "candidates": len(pixels)}
-        own, varied = answered(models, queries), answered(innocents, queries)
-        return Queries(queries, {**facts, "changed": bool(modules)}), own.astype(np.float32), varied.astype(np.float32)
+        varied = answered(innocents, pixels[best])
+        return Queries(pixels[best], facts), answers[:, best].astype(np.float32), varied.astype(np.float32)
 
     def _compare(self, fingerprint: Fingerprint, suspect: Subject) -> Score:
         arrays, model = fingerprint.arrays, suspect.black_box()
         theirs = model.predict(as_images(arrays["queries"]))
         value = nearer(theirs, model.output, arrays["models"], arrays["varied"])
         return Score(value, queries=len(theirs), detail={"siblings": len(arrays["models"]) - 1})
-
-
-def _modules(models: Sequence[Subject]) -> list[torch.nn.Module]:
-    """Return the networks from [0, 1] images to logits; none if one of them cannot be differentiated."""
-    if not all(model.can_be_differentiated() for model in models):
-        return []
-    try:
-        return [model.white_box().module for model in models]
-    except UnsupportedModel:
-        return []
 
 
 def candidates(data: Labelled, rng: np.random.Generator) -> tuple[Labelled, Pixels]:
@@ -205,56 +178,6 @@ def information(models: Array) -> Array:
     expected, logs = known[1:].mean(axis=0), np.log(known + LEAST_PROBABILITY)
     away = logs[0] - logs[1:].mean(axis=0)
     return np.asarray((expected * away**2).sum(axis=1) - (expected * away).sum(axis=1) ** 2)
-
-
-def outstanding(pixels: Pixels, modules: Sequence[torch.nn.Module], least: float, workshop: Workshop) -> Pixels:
-    """Change images so that the first of M networks stands out more from the others.
-
-    What grows is the mean square deviation of its centred logits from the mean of the others, in units of their
-    variance at the image (plus ``least``). What is added to an image is a grid of ``GRID`` x ``GRID`` colours,
-    stretched over it: networks of other architectures see something as coarse as the victim does, so that surrogates
-    follow it there. They do not where single pixels are changed.
-
-    Args:
-        pixels: N x C x H x W.
-        modules: from [0, 1] images to logits, all on one device.
-        least: added to the variance.
-        workshop: is told the progress.
-    """
-    import torch
-    from torch.nn.functional import interpolate
-
-    from fp_audit.descent import Adam, as_pixels, from_pixels, search
-    from fp_audit.engine import batch_size, device_of
-
-    device = device_of(modules[0])
-    images = from_pixels(torch.from_numpy(pixels).to(device))
-
-    def changed(grids: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        coarse = interpolate(grids, size=images.shape[2:], mode="bicubic", align_corners=False)
-        return (images + coarse).clamp(0.0, 1.0)
-
-    def alike(grids: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        seen = changed(grids, images[index])
-        logits = torch.stack([module(seen) for module in modules])
-        first, *others = logits - logits.mean(dim=2, keepdim=True)
-        spread, mean = torch.var_mean(torch.stack(others), dim=0)
-        loss = -(first - mean).square().mean(dim=1) / (spread.mean(dim=1) + least)
-        return loss, torch.zeros_like(loss, dtype=torch.bool)
-
-    fitting = batch_size(modules[0], pixels.shape[1:], str(device), gradients=True)
-    found = search(
-        torch.zeros(len(images), images.shape[1], GRID, GRID, device=device),
-        alike,
-        Adam(RATE),
-        steps=STEPS,
-        project=lambda grids, index: grids,
-        in_flight=max(fitting // len(modules), 1),
-        progress=workshop.progress,
-        what="changing queries",
-    )
-    with torch.no_grad():
-        return as_pixels(changed(found.images, images)).cpu().numpy()
 
 
 def strange(models: Array, labels: NDArray[np.integer[Any]]) -> str:

@@ -6,35 +6,26 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from scipy.special import stdtr
-from torch import nn
-from torch.nn.functional import interpolate
 from training import train_here
 
 from fixtures import digits
 from fp_audit import Plan, networks, registration, victims
 from fp_audit.data import Labelled
 from fp_audit.errors import NotApplicable, UsageError
-from fp_audit.fingerprints import siblings
 from fp_audit.fingerprints.siblings import (
     RIDGE,
     Deviations,
     Siblings,
-    answered,
     coefficients,
     information,
     nearer,
-    outstanding,
     standing,
     strange,
 )
-from fp_audit.loading import load
 from fp_audit.methods import chosen, kind
-from fp_audit.metrics import centred
 from fp_audit.model import as_probabilities
-from fp_audit.subject import Subject
-from fp_audit.types import Access, InputSpec
+from fp_audit.types import InputSpec
 from fp_audit.workshop import Workshop
 
 N, K, R, J = 100, 6, 12, 4
@@ -156,50 +147,6 @@ def test_queries_are_where_the_victim_alone_leans_to_a_likely_label():
     assert told[2] == pytest.approx(0, abs=1e-12)
 
 
-class TestOutstanding:
-    """Queries at which the victim stands out."""
-
-    SHAPE = (3, 12, 12)
-
-    @pytest.fixture
-    def modules(self):
-        torch.manual_seed(0)
-        return [nn.Sequential(nn.Flatten(), nn.Linear(432, 20), nn.Tanh(), nn.Linear(20, K)).eval() for _ in range(6)]
-
-    @pytest.fixture
-    def pixels(self, rng):
-        return rng.integers(60, 200, (9, *self.SHAPE)).astype(np.uint8)
-
-    def found(self, modules, pixels, least=0.01):
-        with torch.no_grad():
-            images = torch.from_numpy(pixels.astype(np.float32) / 255)
-            logits = np.stack([centred(module(images).numpy()) for module in modules])
-        spread = logits[1:].var(axis=0, ddof=1).mean(axis=1) + least
-        return np.square(logits[0] - logits[1:].mean(axis=0)).mean(axis=1) / spread
-
-    def test_it_does_at_every_one(self, modules, pixels):
-        changed = outstanding(pixels, modules, 0.01, Workshop())
-        assert changed.shape == pixels.shape
-        assert changed.dtype == np.uint8
-        assert (self.found(modules, changed) > 2 * self.found(modules, pixels)).all()
-
-    def test_what_is_added_is_coarse(self, modules, pixels, monkeypatch):
-        monkeypatch.setattr(siblings, "STEPS", 4)
-        changed = outstanding(pixels, modules, 0.01, Workshop())
-        added = (changed.astype(float) - pixels).reshape(-1, 144).T
-        grids = torch.eye(16).reshape(16, 1, 4, 4)
-        coarse = interpolate(grids, size=(12, 12), mode="bicubic", align_corners=False).reshape(16, 144).numpy().T
-        left = added - coarse @ np.linalg.lstsq(coarse, added, rcond=None)[0]
-        assert 0 < changed.min() < changed.max() < 255  # nothing was clipped
-        assert np.abs(added).max() > 10
-        assert np.abs(left).max() <= 1  # rounding
-
-    def test_one_at_a_time_is_the_same(self, modules, pixels):
-        together = outstanding(pixels, modules, 0.01, Workshop()).astype(int)
-        alone = np.concatenate([outstanding(pixels[i : i + 1], modules, 0.01, Workshop()) for i in range(len(pixels))])
-        assert np.abs(together - alone).max() <= 1
-
-
 class TestStrange:
     """Whether the victim passes for one of its siblings."""
 
@@ -234,7 +181,7 @@ class TestStrange:
 class Black:
     """A model whose answers are known."""
 
-    spec, classes, white = InputSpec(1, 8, 8), None, None
+    spec, classes = InputSpec(1, 8, 8), None
 
     def __init__(self, accuracy=1.0, output="logits"):
         pixels, right = digits.digits()
@@ -272,7 +219,7 @@ def test_how_long_siblings_are_trained_follows_from_what_the_victim_gets_right(d
 
 
 def test_siblings_that_were_given_are_used_and_without_an_architecture_there_are_none(data):
-    given = (Subject.of_model(Black()), Subject.of_model(Black()))
+    given = (Black(), Black())
     assert Workshop(given=given).siblings(Black(), data, 16, seed=0) == given
     with pytest.raises(NotApplicable, match=r"cannot be trained here.*pass --siblings"):
         Workshop().siblings(Black(), data, 16, seed=0)
@@ -350,15 +297,6 @@ def test_siblings_that_cannot_be_opened(plan, tmp_path, content, says):
 def test_siblings_that_no_method_uses_are_refused(plan, family):
     with pytest.raises(UsageError, match="name it in --methods too"):
         registration.build(plan([str(family / "1.onnx")], methods=("negatives",)))
-
-
-@pytest.mark.parametrize("access", [Access.QUERIES, Access.GRADIENTS])
-def test_queries_are_changed_where_all_can_be_differentiated(plan, family, access, monkeypatch):
-    monkeypatch.setattr(Siblings, "victim_gain", access)
-    made = registration.generate(plan([str(family / f"{i}.onnx") for i in range(1, 5)]))["siblings"]
-    assert made.facts["changed"] is (access is Access.GRADIENTS)
-    models = [load(str(family / f"{i}.onnx"), data=str(plan([]).data)) for i in range(5)]
-    np.testing.assert_allclose(made.arrays["models"], answered(models, made.arrays["queries"]), atol=1e-3)
 
 
 def test_siblings_make_their_method_a_default():
