@@ -87,7 +87,7 @@ def scored(siblings: Array, theirs: Array, varied: Array, budget: int, shown: st
     """Yield the scores of all innocent models, J, for each sibling that is taken for the victim."""
     for i in range(len(siblings)):
         models = first(siblings, i)
-        chosen = np.argsort(-information(models), kind="stable")[:budget]
+        chosen = np.argsort(-information(models, varied), kind="stable")[:budget]
         answers = (each[chosen].astype(np.float32) for each in theirs)
         yield [nearer(each, shown, models[:, chosen], varied[:, chosen]) for each in answers]  # type: ignore[arg-type]
 

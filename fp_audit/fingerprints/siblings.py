@@ -143,12 +143,11 @@ class Siblings(Queried):
                 f"{len(siblings)} networks trained as the victim was differ from it ({found}): "
                 "train some by its own recipe with other seeds, and pass --siblings"
             )
-        told = information(answers)
+        varied = answered(workshop.independents(chosen.of_classes(count), VARIED, seed=other, alike=False), pixels)
+        told = information(answers, varied)
         best = np.sort(np.argsort(-told, kind="stable")[: self.options["queries"]])
-        innocents = workshop.independents(chosen.of_classes(count), VARIED, seed=other, alike=False)
         facts = {"siblings": len(siblings), "images": int((best < len(images)).sum()), "candidates": len(pixels)}
-        varied = answered(innocents, pixels[best])
-        return Queries(pixels[best], facts), answers[:, best].astype(np.float32), varied.astype(np.float32)
+        return Queries(pixels[best], facts), answers[:, best].astype(np.float32), varied[:, best].astype(np.float32)
 
     def _compare(self, fingerprint: Fingerprint, suspect: Subject) -> Score:
         arrays, model = fingerprint.arrays, suspect.black_box()
@@ -168,14 +167,19 @@ def answered(models: Sequence[BlackBox], pixels: NDArray[np.uint8]) -> Array:
     return np.stack([centred_logits(predict_pixels(model, pixels), model.output) for model in models])
 
 
-def information(models: Array) -> Array:
+def information(models: Array, varied: Array) -> Array:
     """Return the Fisher information of a label about a share of the victim's deviation, at N queries.
 
-    With p the siblings' mean probabilities and d the victim's log-probabilities above their mean: the variance of d
-    under p. ``models`` are the centred logits of victim and siblings, M x N x K.
+    With p the mean probabilities of innocent networks, siblings and those of other architectures counting as much, and
+    d the victim's log-probabilities above the siblings' mean: the variance of d under p.
+
+    Args:
+        models: centred logits of victim and siblings, M x N x K.
+        varied: those of J innocent networks of other architectures, J x N x K.
     """
     known = probabilities(models)
-    expected, logs = known[1:].mean(axis=0), np.log(known + LEAST_PROBABILITY)
+    expected = (known[1:].mean(axis=0) + probabilities(varied).mean(axis=0)) / 2
+    logs = np.log(known + LEAST_PROBABILITY)
     away = logs[0] - logs[1:].mean(axis=0)
     return np.asarray((expected * away**2).sum(axis=1) - (expected * away).sum(axis=1) ** 2)
 

@@ -142,9 +142,12 @@ def test_queries_are_where_the_victim_alone_leans_to_a_likely_label():
     even, sure = np.zeros(3), np.array([9.0, 0.0, 0.0])
     siblings = np.tile(np.stack([even, sure, even]), (4, 1, 1))
     victim = np.stack([[2.0, 0.0, 0.0], [11.0, 0.0, 0.0], even])
-    told = information(np.concatenate([victim[None], siblings]))
+    models = np.concatenate([victim[None], siblings])
+    told = information(models, siblings)
     assert told[0] > 0.1 > 10 * told[1]
     assert told[2] == pytest.approx(0, abs=1e-12)
+    surer = information(models, siblings + np.array([0.0, 9.0, 0.0]))
+    assert surer[0] < told[0]  # other innocent models do not hesitate there
 
 
 class TestStrange:
