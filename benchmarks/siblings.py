@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,25 @@ from scipy.special import stdtr
 from benchmarks import zoo
 from fp_audit.attacking import open_victim
 from fp_audit.evaluating import share
-from fp_audit.fingerprints.siblings import VARIED, Array, answered, candidates, information, nearer, strange
+from fp_audit.fingerprints._queries import predict_pixels
+from fp_audit.fingerprints.siblings import (
+    VARIED,
+    Array,
+    answered,
+    candidates,
+    information,
+    nearer,
+    passed_on,
+    strange,
+)
 from fp_audit.networks import OWN
+from fp_audit.types import OutputKind
 from fp_audit.workshop import Workshop
 from fp_audit.zoo import Independent, ZooOptions, build_zoo
 
 BUDGETS = (25, 100, 400)
 LEVELS = (0.05, 0.01)
+SHOWN: tuple[OutputKind, ...] = ("logits", "labels")
 
 
 def main() -> None:
@@ -57,8 +70,25 @@ def main() -> None:
     if own:
         others = np.concatenate([answers[:1], answered(own, pixels)])
         print(f"the victim among {len(own)} networks of another recipe: {strange(others, images.labels) or 'passes'}")
-    varied = answered(Workshop().independents(built.victim.data, VARIED, seed=1, alike=False), pixels)
-    measured(answers[1:], answered([item.network for item in innocents], pixels), varied, innocents)
+    others = Workshop().independents(built.victim.data, VARIED, seed=1, alike=False)
+    known = Known(
+        answers[1:],
+        answered(others, pixels),
+        np.concatenate([predict_pixels(network.headless(), pixels) for network in others], axis=1),
+    )
+    measured(known, answered([item.network for item in innocents], pixels), innocents)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What there is beside the innocent models of the zoo, at N candidates."""
+
+    siblings: Array
+    """R x N x K."""
+    varied: Array
+    """Of innocent networks that are not scored, J x N x K."""
+    features: Array
+    """Theirs, N x D."""
 
 
 def first(models: Array, i: int) -> Array:
@@ -66,12 +96,12 @@ def first(models: Array, i: int) -> Array:
     return np.concatenate([models[[i]], np.delete(models, i, axis=0)])
 
 
-def measured(siblings: Array, theirs: Array, varied: Array, innocents: Sequence[Independent]) -> None:
-    """Print the scores of innocent models, J x N x K, each sibling (R x N x K) in turn being the victim."""
+def measured(known: Known, theirs: Array, innocents: Sequence[Independent]) -> None:
+    """Print the scores of innocent models by their answers, I x N x K, each sibling in turn being the victim."""
     for budget in BUDGETS:
-        for shown in ("logits", "labels"):
-            scores = np.array(list(scored(siblings, theirs, varied, budget, shown)))
-            p_values = stdtr(len(siblings) - 2, -scores)
+        for shown in SHOWN:
+            scores = np.array(list(scored(known, theirs, budget, shown)))
+            p_values = stdtr(len(known.siblings) - 2, -scores)
             rates = (share(int((p_values <= level).sum()), scores.size) for level in LEVELS)
             told = ", ".join(
                 f"p <= {level}: {rate.value:.3f} ({rate.low:.3f} to {rate.high:.3f})"
@@ -83,13 +113,13 @@ def measured(siblings: Array, theirs: Array, varied: Array, innocents: Sequence[
         print(f"  {item.name:28} {item.accuracy:.1%} right, mean score {mean:5.2f}")
 
 
-def scored(siblings: Array, theirs: Array, varied: Array, budget: int, shown: str) -> Iterator[list[float]]:
-    """Yield the scores of all innocent models, J, for each sibling that is taken for the victim."""
-    for i in range(len(siblings)):
-        models = first(siblings, i)
-        chosen = np.argsort(-information(models, varied), kind="stable")[:budget]
-        answers = (each[chosen].astype(np.float32) for each in theirs)
-        yield [nearer(each, shown, models[:, chosen], varied[:, chosen]) for each in answers]  # type: ignore[arg-type]
+def scored(known: Known, theirs: Array, budget: int, shown: OutputKind) -> Iterator[list[float]]:
+    """Yield the scores of all innocent models, I, for each sibling that is taken for the victim."""
+    for i in range(len(known.siblings)):
+        models = first(known.siblings, i)
+        chosen = np.argsort(-information(models, known.varied), kind="stable")[:budget]
+        compared, varied = passed_on(models, known.features, chosen), known.varied[:, chosen]
+        yield [nearer(each[chosen].astype(np.float32), shown, compared, varied) for each in theirs]
 
 
 if __name__ == "__main__":

@@ -105,6 +105,14 @@ class Network:
         """See ``BlackBox.predict``."""
         return predict_network(self.module, images, device=self.device)
 
+    def headless(self) -> Network:
+        """Return the network without its last layer: it answers N x D with what that layer is given.
+
+        Only for the families of ``families``, whose layers follow one another.
+        """
+        body = nn.Sequential(*list(self.module.children())[:-1])
+        return Network(self.name, module=body, spec=self.spec, classes=None, white=None, device=self.device)
+
 
 def plan(
     count: int, data: Labelled, classes: int, *, seed: int, purpose: str, own: bool, effort: float = 1.0

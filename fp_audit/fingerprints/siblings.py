@@ -37,6 +37,9 @@ FLOOR = 0.1
 LEAST_PROBABILITY = 0.03
 """Added to probabilities before the logarithm: what is less likely is not told apart."""
 
+LEARNT = 0.35
+"""Share of the models' deviations that is what networks of other architectures would learn of them."""
+
 RIDGE = 0.05
 """Share of the mean square length of deviations that is added to all of them when they are told apart."""
 
@@ -68,7 +71,8 @@ class Siblings(Queried):
     comes from references, as for every other method.
 
     Candidates are images of the owner and blends of two of them. Queries are those at which the Fisher information of
-    a label about a share of the victim's deviation is largest (``information``).
+    a label about a share of the victim's deviation is largest (``information``). Of the deviations, what networks of
+    other architectures would learn has more weight (``passed_on``).
 
     The siblings that the owner names (``register --siblings``) are used, or else they are trained here. Either way the
     victim must pass for one of them (``strange``): otherwise whatever was trained by the victim's recipe resembles it
@@ -120,7 +124,7 @@ class Siblings(Queried):
     def _chosen(
         self, victim: Subject, data: Labelled | None, rng: np.random.Generator, workshop: Workshop
     ) -> tuple[Queries, Outputs, Outputs]:
-        """Choose the queries; return also the answers of victim and siblings, M x N x K, and of innocents, J x N x K.
+        """Choose the queries; return also the answers to compare with, M x N x K, and those of innocents, J x N x K.
 
         Raises:
             NotApplicable: the victim shows too little, or there are no siblings that it could be one of.
@@ -143,11 +147,14 @@ class Siblings(Queried):
                 f"{len(siblings)} networks trained as the victim was differ from it ({found}): "
                 "train some by its own recipe with other seeds, and pass --siblings"
             )
-        varied = answered(workshop.independents(chosen.of_classes(count), VARIED, seed=other, alike=False), pixels)
+        innocents = workshop.independents(chosen.of_classes(count), VARIED, seed=other, alike=False)
+        varied = answered(innocents, pixels)
         told = information(answers, varied)
         best = np.sort(np.argsort(-told, kind="stable")[: self.options["queries"]])
         facts = {"siblings": len(siblings), "images": int((best < len(images)).sum()), "candidates": len(pixels)}
-        return Queries(pixels[best], facts), answers[:, best].astype(np.float32), varied[:, best].astype(np.float32)
+        features = np.concatenate([predict_pixels(network.headless(), pixels) for network in innocents], axis=1)
+        models = passed_on(answers, features, best)
+        return Queries(pixels[best], facts), models.astype(np.float32), varied[:, best].astype(np.float32)
 
     def _compare(self, fingerprint: Fingerprint, suspect: Subject) -> Score:
         arrays, model = fingerprint.arrays, suspect.black_box()
@@ -182,6 +189,34 @@ def information(models: Array, varied: Array) -> Array:
     logs = np.log(known + LEAST_PROBABILITY)
     away = logs[0] - logs[1:].mean(axis=0)
     return np.asarray((expected * away**2).sum(axis=1) - (expected * away).sum(axis=1) ** 2)
+
+
+def passed_on(models: Array, features: Array, chosen: NDArray[np.integer[Any]]) -> Array:
+    """Give more weight to what others would learn of the models' deviations from their mean, at n of N candidates.
+
+    What networks of other architectures would learn of a deviation is foretold by ridge regression on their features,
+    from the candidates that are not chosen: a student keeps what follows from features such as its own, and loses what
+    depends on how its teacher was initialised. ``LEARNT`` of the deviations returned is that, the rest as it was; both
+    are scaled to the same size first.
+
+    Args:
+        models: centred logits, M x N x K.
+        features: what networks of other architectures compute before their last layer, N x D.
+        chosen: positions of the n candidates.
+
+    Returns:
+        Centred logits of the models at the n candidates, M x n x K.
+    """
+    scaled = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6) / np.sqrt(features.shape[1])
+    known = np.concatenate([scaled, np.ones((len(scaled), 1))], axis=1)
+    mean = models.mean(axis=0)
+    rest = np.delete(np.arange(len(known)), chosen)
+    inverse = np.linalg.inv(known[rest].T @ known[rest] + np.eye(known.shape[1]))
+    weights = known[chosen] @ inverse @ known[rest].T
+    learnt = np.stack([weights @ (each[rest] - mean[rest]) for each in models])
+    own = models[:, chosen] - mean[chosen]
+    size, theirs = (max(float(np.linalg.norm(each)), 1e-12) for each in (own, learnt))
+    return np.asarray(mean[chosen] + (1 - LEARNT) * own + LEARNT * size / theirs * learnt)
 
 
 def strange(models: Array, labels: NDArray[np.integer[Any]]) -> str:

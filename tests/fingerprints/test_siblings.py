@@ -13,6 +13,7 @@ from fixtures import digits
 from fp_audit import Plan, networks, registration, victims
 from fp_audit.data import Labelled
 from fp_audit.errors import NotApplicable, UsageError
+from fp_audit.fingerprints import siblings
 from fp_audit.fingerprints.siblings import (
     RIDGE,
     Deviations,
@@ -20,6 +21,7 @@ from fp_audit.fingerprints.siblings import (
     coefficients,
     information,
     nearer,
+    passed_on,
     standing,
     strange,
 )
@@ -148,6 +150,45 @@ def test_queries_are_where_the_victim_alone_leans_to_a_likely_label():
     assert told[2] == pytest.approx(0, abs=1e-12)
     surer = information(models, siblings + np.array([0.0, 9.0, 0.0]))
     assert surer[0] < told[0]  # other innocent models do not hesitate there
+
+
+class TestPassedOn:
+    """Deviations, and what others would learn of them."""
+
+    @pytest.fixture
+    def features(self, rng):
+        return rng.standard_normal((600, 8))
+
+    def test_what_follows_from_features_gains_on_what_does_not(self, rng, features):
+        learnable = np.einsum("nd,mdk->mnk", features, rng.standard_normal((5, 8, K))) / np.sqrt(8)
+        own = rng.standard_normal((5, 600, K))
+        chosen = np.sort(rng.permutation(600)[:50])
+        mean = rng.standard_normal((600, K))
+        found = passed_on(mean + learnable + own, features, chosen)
+        np.testing.assert_allclose(found.mean(axis=0), (mean + (learnable + own).mean(axis=0))[chosen])
+
+        def share(part, whole):
+            part, whole = (each - each.mean(axis=0) for each in (part, whole))
+            return (part * whole).sum() / np.linalg.norm(part) / np.linalg.norm(whole)
+
+        assert share(learnable[:, chosen], found) > share(learnable[:, chosen], (learnable + own)[:, chosen]) + 0.05
+        away = found - found.mean(axis=0)
+        before = (learnable + own)[:, chosen] - (learnable + own)[:, chosen].mean(axis=0)
+        assert np.linalg.norm(away) == pytest.approx(np.linalg.norm(before), rel=0.15)
+
+    def test_it_is_a_ridge_regression_on_the_other_candidates(self, rng, features, monkeypatch):
+        monkeypatch.setattr(siblings, "LEARNT", 1.0)
+        models, chosen = rng.standard_normal((4, 600, K)), np.arange(0, 600, 7)
+        rest = np.setdiff1d(np.arange(600), chosen)
+        known = np.hstack([(features - features.mean(0)) / (features.std(0) + 1e-6) / np.sqrt(8), np.ones((600, 1))])
+        away = models - models.mean(axis=0)
+        expected = []
+        for each in away:
+            padded = np.vstack([known[rest], np.eye(9)]), np.vstack([each[rest], np.zeros((9, K))])
+            expected.append(known[chosen] @ np.linalg.lstsq(*padded, rcond=None)[0])
+        found = passed_on(models, features, chosen) - models.mean(axis=0)[chosen]
+        ratio = np.linalg.norm(away[:, chosen]) / np.linalg.norm(expected)
+        np.testing.assert_allclose(found, ratio * np.stack(expected), atol=1e-9)
 
 
 class TestStrange:
