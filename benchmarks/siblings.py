@@ -20,12 +20,12 @@ from scipy.special import stdtr
 from benchmarks import zoo
 from fp_audit.attacking import open_victim
 from fp_audit.evaluating import share
-from fp_audit.fingerprints._queries import predict_pixels
 from fp_audit.fingerprints.siblings import (
     VARIED,
     Array,
     answered,
     candidates,
+    features,
     information,
     nearer,
     passed_on,
@@ -57,8 +57,8 @@ def main() -> None:
     paths = zoo.make_siblings(home, given.dataset, given.data, given.siblings, seen=given.seen)
     options = ZooOptions(("disguise",), seed=given.seed, thief=str(made.thief), trained_on=("same",))
     built = build_zoo(str(made.victim), str(made.owner), given.out / f"{given.dataset}-verdicts", options)
-    known = built.victim.opening.preprocess
-    kin = (open_victim(str(path), str(made.owner), preprocess=known) for path in paths)
+    preprocess = built.victim.opening.preprocess
+    kin = (open_victim(str(path), str(made.owner), preprocess=preprocess) for path in paths)
     family = [built.victim.model, *(sibling.model for sibling in kin)]
     images, pixels = candidates(built.victim.data, np.random.default_rng(0))
     answers = answered(family, pixels)
@@ -68,14 +68,10 @@ def main() -> None:
     innocents = built.independents
     own = [item.network for item in innocents if item.network.name.startswith(OWN)]
     if own:
-        others = np.concatenate([answers[:1], answered(own, pixels)])
-        print(f"the victim among {len(own)} networks of another recipe: {strange(others, images.labels) or 'passes'}")
+        alike = np.concatenate([answers[:1], answered(own, pixels)])
+        print(f"the victim among {len(own)} networks of another recipe: {strange(alike, images.labels) or 'passes'}")
     others = Workshop().independents(built.victim.data, VARIED, seed=1, alike=False)
-    known = Known(
-        answers[1:],
-        answered(others, pixels),
-        np.concatenate([predict_pixels(network.headless(), pixels) for network in others], axis=1),
-    )
+    known = Known(answers[1:], answered(others, pixels), features(others, pixels))
     measured(known, answered([item.network for item in innocents], pixels), innocents)
 
 

@@ -20,6 +20,7 @@ from fp_audit.subject import Subject
 from fp_audit.types import Access, Fingerprint, OutputKind, Outputs, Pixels, Score
 
 if TYPE_CHECKING:
+    from fp_audit.networks import Network
     from fp_audit.workshop import Workshop
 
 CANDIDATES = 8000
@@ -152,8 +153,7 @@ class Siblings(Queried):
         told = information(answers, varied)
         best = np.sort(np.argsort(-told, kind="stable")[: self.options["queries"]])
         facts = {"siblings": len(siblings), "images": int((best < len(images)).sum()), "candidates": len(pixels)}
-        features = np.concatenate([predict_pixels(network.headless(), pixels) for network in innocents], axis=1)
-        models = passed_on(answers, features, best)
+        models = passed_on(answers, features(innocents, pixels), best)
         return Queries(pixels[best], facts), models.astype(np.float32), varied[:, best].astype(np.float32)
 
     def _compare(self, fingerprint: Fingerprint, suspect: Subject) -> Score:
@@ -174,6 +174,11 @@ def answered(models: Sequence[BlackBox], pixels: NDArray[np.uint8]) -> Array:
     return np.stack([centred_logits(predict_pixels(model, pixels), model.output) for model in models])
 
 
+def features(networks: Sequence[Network], pixels: Pixels) -> Array:
+    """Return what networks give to their last layers at N images, side by side, N x D."""
+    return np.concatenate([predict_pixels(network.headless(), pixels) for network in networks], axis=1)
+
+
 def information(models: Array, varied: Array) -> Array:
     """Return the Fisher information of a label about a share of the victim's deviation, at N queries.
 
@@ -191,7 +196,7 @@ def information(models: Array, varied: Array) -> Array:
     return np.asarray((expected * away**2).sum(axis=1) - (expected * away).sum(axis=1) ** 2)
 
 
-def passed_on(models: Array, features: Array, chosen: NDArray[np.integer[Any]]) -> Array:
+def passed_on(models: Array, known: Array, chosen: NDArray[np.integer[Any]]) -> Array:
     """Give more weight to what others would learn of the models' deviations from their mean, at n of N candidates.
 
     What networks of other architectures would learn of a deviation is foretold by ridge regression on their features,
@@ -201,18 +206,18 @@ def passed_on(models: Array, features: Array, chosen: NDArray[np.integer[Any]]) 
 
     Args:
         models: centred logits, M x N x K.
-        features: what networks of other architectures compute before their last layer, N x D.
+        known: features of networks of other architectures, N x D.
         chosen: positions of the n candidates.
 
     Returns:
         Centred logits of the models at the n candidates, M x n x K.
     """
-    scaled = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6) / np.sqrt(features.shape[1])
-    known = np.concatenate([scaled, np.ones((len(scaled), 1))], axis=1)
+    scaled = (known - known.mean(axis=0)) / (known.std(axis=0) + 1e-6) / np.sqrt(known.shape[1])
+    terms = np.concatenate([scaled, np.ones((len(scaled), 1))], axis=1)
     mean = models.mean(axis=0)
-    rest = np.delete(np.arange(len(known)), chosen)
-    inverse = np.linalg.inv(known[rest].T @ known[rest] + np.eye(known.shape[1]))
-    weights = known[chosen] @ inverse @ known[rest].T
+    rest = np.delete(np.arange(len(terms)), chosen)
+    inverse = np.linalg.inv(terms[rest].T @ terms[rest] + np.eye(terms.shape[1]))
+    weights = terms[chosen] @ inverse @ terms[rest].T
     learnt = np.stack([weights @ (each[rest] - mean[rest]) for each in models])
     own = models[:, chosen] - mean[chosen]
     size, theirs = (max(float(np.linalg.norm(each)), 1e-12) for each in (own, learnt))
