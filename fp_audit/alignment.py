@@ -59,7 +59,7 @@ def make_probes(data: Labelled, *, seed: int, accuracy: float = 1.0) -> Probes:
         seed: of the draw.
         accuracy: the victim's on such images; 1 while it is not known.
     """
-    count = len(data.classes) if data.classes else int(data.labels.max()) + 1
+    count = data.class_count
     order = np.random.default_rng(seed).permutation(len(data))
     rank = np.empty(len(order), np.int64)
     for label in range(count):

@@ -62,6 +62,11 @@ class Labelled:
         state.update(np.ascontiguousarray(self.labels, "<i8").data)
         return state.hexdigest()
 
+    @property
+    def class_count(self) -> int:
+        """How many classes the data name, or else how many their labels need."""
+        return len(self.classes) if self.classes else int(self.labels.max()) + 1
+
     def take(self, index: NDArray[np.integer]) -> Labelled:
         """Return the images at ``index``, in that order."""
         return replace(self, pixels=self.pixels[index], labels=self.labels[index])

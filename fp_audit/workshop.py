@@ -68,7 +68,7 @@ class Workshop:
                 "train some by its own recipe with other seeds, and pass --siblings"
             )
         shown = data.take(np.random.default_rng(seed).permutation(len(data))[:SHOWN])
-        train = partial(self._trained, data=data, classes=_classes(data), seed=seed, alike=True)
+        train = partial(self._trained, data=data, classes=data.class_count, seed=seed, alike=True)
         trials = [train("trial", count=1, effort=effort)[0] for effort in TRIALS]
         known = [np.mean(top1(model, shown.pixels)[0] == shown.labels) for model in (victim, *trials)]
         effort = np.interp(known[0], np.maximum.accumulate(known[1:]), TRIALS)
@@ -84,7 +84,7 @@ class Workshop:
             alike: of one architecture (the victim's, if the workshop has it) and one recipe, so that they differ in
                 their seeds only; else of several architectures, other than the victim's.
         """
-        return self._trained("independent", data, count, _classes(data), seed=seed, alike=alike)
+        return self._trained("independent", data, count, data.class_count, seed=seed, alike=alike)
 
     def surrogates(self, victim: BlackBox, data: Labelled, count: int, *, seed: int, alike: bool) -> list[Network]:
         """Train stolen networks: on the victim's top-1 answers. Arguments as for ``independents``.
@@ -121,7 +121,3 @@ class Workshop:
         )
         found = {network.name: network for network in trained}
         return [found[spec.name] for spec in specs]
-
-
-def _classes(data: Labelled) -> int:
-    return len(data.classes) if data.classes else int(data.labels.max()) + 1

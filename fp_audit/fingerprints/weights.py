@@ -138,7 +138,7 @@ class Weights(Method):
         del rng, workshop
         tensors = {name: np.asarray(value) for name, value in victim.tensors().items() if _is_weight(value)}
         arrays = {f"tensor{index}": value for index, value in enumerate(tensors.values())}
-        classes = len(data.classes) if data and data.classes else int(data.labels.max()) + 1 if data else None
+        classes = data.class_count if data else None
         facts = {"tensors": len(tensors), "classes": classes, "names": list(tensors)}
         return Fingerprint(self.name, {}, arrays, facts)
 
