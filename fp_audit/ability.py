@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fp_audit import calibrate, methods
-from fp_audit.types import Access, Null, Score
+from fp_audit.types import Access, Null, Scatter, Score
 from fp_audit.victims import Victim
 
 
@@ -44,14 +44,14 @@ def _ability(victim: Victim, name: str, alpha: float) -> Ability:
         needed = f"{calibrate.MIN_NULL} independents or more (--references, --train-references)"
         statement = f"shown, but does not vote: needs {needed}"
     elif own["parts"]:
-        p, _ = calibrate.p_value(Score(**own), null, resolution=method.resolution)
+        p, _ = calibrate.p_value(Score(**own), null, scatter=method.scatter)
         if p is None:
             statement = "shown, but does not vote: too few independents offer what it compares"
         else:
             verdict = f"a copy has p = {p:.1g}" if p <= alpha else "too close to independents: cannot tell a copy"
             statement = f"judged in {len(own['parts'])} parts; {verdict}. Misses {method.misses}"
     else:
-        threshold = _threshold(own["value"], null, own["trials"], method.resolution, alpha)
+        threshold = _threshold(own["value"], null, own["trials"], method.scatter, alpha)
         statement = f"independents reach {max(null.scores):.2f}; "
         if threshold is None:
             statement += "too close to a copy: cannot tell one from the other"
@@ -60,16 +60,16 @@ def _ability(victim: Victim, name: str, alpha: float) -> Ability:
     return Ability(name, method.suspect_access, queries, own and own["value"], null, threshold, statement)
 
 
-def _threshold(own: float, null: Null, trials: int | None, resolution: float, alpha: float) -> float | None:
+def _threshold(own: float, null: Null, trials: int | None, scatter: Scatter, alpha: float) -> float | None:
     """Find the smallest score with p <= alpha by bisection between the null's mean and an exact copy's score."""
     sample = np.asarray(null.scores)
     low, high = float(sample.mean()), own
-    if not calibrate.scatters(sample, trials, resolution):
+    if not calibrate.scatters(sample, trials, scatter):
         return None
-    if calibrate.parametric_p(high, sample, trials=trials, resolution=resolution) > alpha:
+    if calibrate.parametric_p(high, sample, trials=trials, scatter=scatter) > alpha:
         return None
     for _ in range(40):
         middle = (low + high) / 2
-        p = calibrate.parametric_p(middle, sample, trials=trials, resolution=resolution)
+        p = calibrate.parametric_p(middle, sample, trials=trials, scatter=scatter)
         low, high = (low, middle) if p <= alpha else (middle, high)
     return high

@@ -312,7 +312,7 @@ def _together(
     """Judge scores of several methods at once, if they can be."""
     nulls = {name: victim.null(name, about[name].get("shown")) for name in scores}
     judged = {
-        name: calibrate.Judged(scores[name], null, restored(victim.fingerprints[name]).resolution)
+        name: calibrate.Judged(scores[name], null, restored(victim.fingerprints[name]).scatter)
         for name, null in nulls.items()
         if null is not None
     }
@@ -338,7 +338,7 @@ def _alone(name: str, score: Score, victim: Victim, detail: Mapping[str, Any], a
     fingerprint, null = victim.fingerprints[name], victim.null(name, detail.get("shown"))
     method = restored(fingerprint)
     accuracy = detail.get("probe_accuracy")
-    p, about = calibrate.p_value(score, null, resolution=method.resolution, accuracy=accuracy)
+    p, about = calibrate.p_value(score, null, scatter=method.scatter, accuracy=accuracy)
     extra: dict[str, Any] = {"identical": True} if score.identical else {}
     if about and about.get("exact_p", 1.0) <= calibrate.SUSPECTED:
         extra["related"] = True

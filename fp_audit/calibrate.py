@@ -12,14 +12,14 @@ the arcsine scale with the binomial noise as a floor stays within 1.5 times its 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fp_audit.types import Null, Score, Verdict
+from fp_audit.types import Null, Scatter, Score, Verdict
 
 MIN_NULL = 4
 """With fewer independents than this no p-value is given."""
@@ -41,7 +41,7 @@ def parametric_p(
     null: NDArray[np.float64],
     *,
     trials: int | None,
-    resolution: float,
+    scatter: Scatter,
     accuracy: float | None = None,
     accuracies: Sequence[float | None] = (),
 ) -> float:
@@ -54,47 +54,55 @@ def parametric_p(
     interval is also computed around the regression of the scores on accuracy, at the suspect's accuracy (n - 2 degrees
     of freedom; wider the further the suspect is from the independents), and the larger p-value is returned.
 
+    Where the method states an expected deviation, the variance is the mean of its square and of the independents',
+    weighted by degrees of freedom, and has the degrees of both: the moderated t statistic of Smyth ("Linear models and
+    empirical Bayes methods for assessing differential expression", Stat. Appl. Genet. Mol. Biol. 2004).
+
     Args:
         value: the suspect's score.
         null: scores of n independents, n >= 2.
         trials: number of answers behind a rate; None for a score that is not a rate.
-        resolution: least standard deviation to believe in, on the scale of ``g``; rates have at least
-            the binomial noise ``1 / (2 sqrt(trials))``.
+        scatter: what the method states of the standard deviation, on the scale of ``g``; rates have at least the
+            binomial noise ``1 / (2 sqrt(trials))``.
         accuracy: the suspect's on the victim's probes.
         accuracies: those of the independents.
 
     Raises:
-        ValueError: the independents all score the same and there is no least deviation: no interval can be given.
+        ValueError: the independents all score the same and no deviation is stated: no interval can be given.
     """
-    from scipy.special import stdtr
-
     x, sample = stabilised(np.array([value]), trials)[0], stabilised(null, trials)
-    floor = _least_spread(trials, resolution)
     n = len(sample)
-    if not scatters(null, trials, resolution):
-        raise ValueError(f"{n} equal scores, and no resolution")
-    spread = max(float(sample.std(ddof=1)), floor) * np.sqrt(1.0 + 1.0 / n)
-    p = stdtr(n - 1, -(x - sample.mean()) / spread)
+    if not scatters(null, trials, scatter):
+        raise ValueError(f"{n} equal scores, and no deviation is stated")
+    believed = replace(scatter, least=_least_spread(trials, scatter))
+    above, residuals = x - sample.mean(), sample - sample.mean()
+    p = _tail(above, residuals, n - 1, 1 / n, believed)
     known = np.array([np.nan if item is None else item for item in accuracies])
     if accuracy is not None and len(known) == n > MIN_NULL and known.std() >= LEAST_VARIATION:
-        offset = known - known.mean()
+        offset, its = known - known.mean(), accuracy - known.mean()
         slope = float(offset @ sample / (offset @ offset))
-        residual = sample - sample.mean() - slope * offset
-        away = accuracy - known.mean()
-        spread = max(np.sqrt(residual @ residual / (n - 2)), floor) * np.sqrt(
-            1.0 + 1.0 / n + away**2 / (offset @ offset)
-        )
-        p = max(p, stdtr(n - 2, -(x - sample.mean() - slope * away) / spread))
+        leverage = 1 / n + its**2 / float(offset @ offset)
+        p = max(p, _tail(above - slope * its, residuals - slope * offset, n - 2, leverage, believed))
     return float(max(p, np.finfo(float).tiny))
 
 
-def scatters(null: NDArray[np.float64], trials: int | None, resolution: float) -> bool:
-    """Whether an interval can be given: scores differ, or a least deviation is stated, as all rates have one."""
-    return resolution > 0 or trials is not None or bool(np.ptp(null) > 0)
+def _tail(above: float, residuals: NDArray[np.float64], degrees: int, leverage: float, scatter: Scatter) -> float:
+    """Upper tail of the t prediction interval at ``above`` what is predicted, from the independents' residuals."""
+    from scipy.special import stdtr
+
+    together = degrees + scatter.degrees
+    variance = (residuals @ residuals + scatter.degrees * scatter.expected**2) / together
+    return float(stdtr(together, -above / (max(np.sqrt(variance), scatter.least) * np.sqrt(1.0 + leverage))))
 
 
-def _least_spread(trials: int | None, resolution: float) -> float:
-    return resolution if trials is None else max(resolution, 1.0 / (2.0 * np.sqrt(trials)))
+def scatters(null: NDArray[np.float64], trials: int | None, scatter: Scatter) -> bool:
+    """Whether an interval can be given: scores differ, or a deviation is stated, as all rates have one."""
+    stated = scatter.least > 0 or scatter.degrees > 0 or trials is not None
+    return stated or bool(np.ptp(null) > 0)
+
+
+def _least_spread(trials: int | None, scatter: Scatter) -> float:
+    return scatter.least if trials is None else max(scatter.least, 1.0 / (2.0 * np.sqrt(trials)))
 
 
 def stabilised(scores: NDArray[np.float64], trials: int | None) -> NDArray[np.float64]:
@@ -105,7 +113,7 @@ def stabilised(scores: NDArray[np.float64], trials: int | None) -> NDArray[np.fl
 
 
 def p_value(
-    score: Score, null: Null | None, *, resolution: float, accuracy: float | None = None
+    score: Score, null: Null | None, *, scatter: Scatter, accuracy: float | None = None
 ) -> tuple[float | None, dict[str, Any] | None]:
     """Judge one score; ``accuracy`` is the suspect's on the victim's probes, where it is known.
 
@@ -114,7 +122,7 @@ def p_value(
         description of the null for the report. An exact test is set aside when references fail it themselves: then
         sharing weights with the victim is what independents of this family do. A score in parts is judged part by part,
         and the harmonic mean of the p-values votes. Independents that all score the same say nothing of a method that
-        states no least spread: those have an exact test, such as equality of files, and no vote where it fails.
+        states no spread: those have an exact test, such as equality of files, and no vote where it fails.
     """
     if score.p_value is not None and not (null and null.related):
         return score.p_value, None
@@ -125,33 +133,33 @@ def p_value(
         about["exact_p"] = score.p_value
     if not score.parts:
         sample = np.asarray(null.scores, float)
-        if not scatters(sample, score.trials, resolution):
+        if not scatters(sample, score.trials, scatter):
             return None, about
         return parametric_p(
             score.value,
             sample,
             trials=score.trials,
-            resolution=resolution,
+            scatter=scatter,
             accuracy=accuracy,
             accuracies=null.accuracies,
         ), about
-    p_values = part_p_values(score, null, resolution=resolution, accuracy=accuracy)
+    p_values = part_p_values(score, null, scatter=scatter, accuracy=accuracy)
     about["part_p"] = p_values
     return combine(list(p_values.values())) if p_values else None, about
 
 
-def part_p_values(score: Score, null: Null, *, resolution: float, accuracy: float | None) -> dict[str, float]:
+def part_p_values(score: Score, null: Null, *, scatter: Scatter, accuracy: float | None) -> dict[str, float]:
     """Judge each part of a score against the same part of the independents that have it, if enough have."""
     found = {}
     for name, value in score.parts.items():
         having = [i for i, parts in enumerate(null.parts) if name in parts]
         sample = np.array([null.parts[i][name] for i in having])
-        if len(having) >= MIN_NULL and scatters(sample, None, resolution):
+        if len(having) >= MIN_NULL and scatters(sample, None, scatter):
             found[name] = parametric_p(
                 value,
                 sample,
                 trials=None,
-                resolution=resolution,
+                scatter=scatter,
                 accuracy=accuracy,
                 accuracies=[null.accuracies[i] for i in having],
             )
@@ -164,15 +172,15 @@ class Judged:
 
     score: Score
     null: Null
-    resolution: float
-    """See ``Method.resolution``."""
+    scatter: Scatter
+    """See ``Method.scatter``."""
 
     @property
     def by_null(self) -> bool:
         """Whether the score itself is judged against independents, not its parts or by an exact test, and can be."""
         plain = self.score.p_value is None and not self.score.parts
         enough = len(self.null.scores) >= MIN_NULL
-        return plain and enough and scatters(np.asarray(self.null.scores, float), self.score.trials, self.resolution)
+        return plain and enough and scatters(np.asarray(self.null.scores, float), self.score.trials, self.scatter)
 
 
 def joint(judged: Sequence[Judged], *, accuracy: float | None = None) -> tuple[float, float, dict[str, Any]] | None:
@@ -206,14 +214,14 @@ def joint(judged: Sequence[Judged], *, accuracy: float | None = None) -> tuple[f
         return None
     rows, floors = zip(*(_standardised(item, names) for item in judged), strict=True)
     value, *sums = (float(mean) for mean in np.mean(rows, axis=0))
-    resolution = float(np.linalg.norm(floors)) / len(judged)
-    if not scatters(np.asarray(sums), None, resolution):
+    scatter = Scatter(least=float(np.linalg.norm(floors)) / len(judged))
+    if not scatters(np.asarray(sums), None, scatter):
         return None
     p = parametric_p(
         value,
         np.asarray(sums),
         trials=None,
-        resolution=resolution,
+        scatter=scatter,
         accuracy=accuracy,
         accuracies=[accuracies.get(name) for name in names],
     )
@@ -226,11 +234,12 @@ def _standardised(item: Judged, names: Sequence[str]) -> tuple[NDArray[np.float6
     All are divided by the standard deviation of suspect and independents together; equal scores add nothing.
     """
     null = dict(zip(item.null.names, item.null.scores, strict=True))
-    scores = np.array([item.score.value, *(null[name] for name in names)], float)
-    if not scatters(scores, item.score.trials, item.resolution):
+    trials = item.score.trials
+    scores = stabilised(np.array([item.score.value, *(null[name] for name in names)], float), trials)
+    floor = _least_spread(trials, item.scatter)
+    scale = max(float(scores.std(ddof=1)) if np.ptp(scores) > 0 else 0.0, floor)
+    if scale == 0:
         return np.zeros(len(scores)), 0.0
-    scores, floor = stabilised(scores, item.score.trials), _least_spread(item.score.trials, item.resolution)
-    scale = max(float(scores.std(ddof=1)), floor)
     return (scores - scores[1:].mean()) / scale, floor / scale
 
 

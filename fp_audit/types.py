@@ -174,6 +174,20 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Scatter:
+    """What a method states of the standard deviation of innocent models' scores, before any of them is seen.
+
+    That of ``Score.value`` and of each of ``Score.parts``; of rates on the arcsine scale (``calibrate.parametric_p``).
+    """
+
+    least: float = 0.0
+    """Less is not believed, however much alike the independents are."""
+    expected: float = 0.0
+    degrees: int = 0
+    """As many degrees of freedom speak for ``expected``, beside the independents: shrinkage where those are few."""
+
+
+@dataclass(frozen=True)
 class Null:
     """Scores of independents: what a method says when nothing was stolen."""
 

@@ -16,9 +16,11 @@ from fp_audit.calibrate import (
     q_values,
     verdict,
 )
-from fp_audit.types import Null, Score, Verdict
+from fp_audit.types import Null, Scatter, Score, Verdict
 
 N, TRIALS = 12, 100
+NOTHING = Scatter()
+"""States nothing of how innocent scores scatter."""
 SHAPES = [(8, 12), (2, 3), (20, 5), (1, 8), (60, 60), (30, 3)]
 """Beta distributions of the independents' rates: from hardly to very scattered, from low to high."""
 
@@ -49,15 +51,15 @@ def test_conformal_p_is_the_rank_among_the_null():
 
 def test_parametric_p_golden_value():
     null = np.array([0.1, 0.2, 0.3, 0.4, 0.5])
-    assert parametric_p(0.9, null, trials=None, resolution=0.0) == pytest.approx(0.0128607103713, rel=1e-9)
-    assert parametric_p(0.3, null, trials=None, resolution=0.0) == 0.5
+    assert parametric_p(0.9, null, trials=None, scatter=NOTHING) == pytest.approx(0.0128607103713, rel=1e-9)
+    assert parametric_p(0.3, null, trials=None, scatter=NOTHING) == 0.5
 
 
 @pytest.mark.parametrize("trials", [None, TRIALS])
 def test_parametric_p_is_the_t_prediction_interval(trials):
     values, nulls = independents((4, 6), 50)
     wanted = t_interval_p(values, nulls, trials, 0.03)
-    got = [parametric_p(v, null, trials=trials, resolution=0.03) for v, null in zip(values, nulls, strict=True)]
+    got = [parametric_p(v, null, trials=trials, scatter=Scatter(0.03)) for v, null in zip(values, nulls, strict=True)]
     np.testing.assert_allclose(got, wanted, rtol=1e-9)
 
 
@@ -65,19 +67,72 @@ def test_rates_are_never_believed_to_scatter_less_than_binomial_noise():
     null = np.full(N, 0.4)
     x = np.arcsin(np.sqrt(0.6)) - np.arcsin(np.sqrt(0.4))
     wanted = stats.t.sf(x / (0.05 * np.sqrt(1 + 1 / N)), N - 1)
-    assert parametric_p(0.6, null, trials=100, resolution=0.01) == pytest.approx(wanted, rel=1e-9)
+    assert parametric_p(0.6, null, trials=100, scatter=Scatter(0.01)) == pytest.approx(wanted, rel=1e-9)
     wider = stats.t.sf(x / (0.2 * np.sqrt(1 + 1 / N)), N - 1)
-    assert parametric_p(0.6, null, trials=100, resolution=0.2) == pytest.approx(wider, rel=1e-9)
+    assert parametric_p(0.6, null, trials=100, scatter=Scatter(0.2)) == pytest.approx(wider, rel=1e-9)
 
 
-def test_scores_are_never_believed_to_scatter_less_than_the_resolution():
+def test_scores_are_never_believed_to_scatter_less_than_is_stated():
     null = np.full(N, 0.4)
     wanted = stats.t.sf(0.2 / (0.1 * np.sqrt(1 + 1 / N)), N - 1)
-    assert parametric_p(0.6, null, trials=None, resolution=0.1) == pytest.approx(wanted, rel=1e-9)
+    assert parametric_p(0.6, null, trials=None, scatter=Scatter(0.1)) == pytest.approx(wanted, rel=1e-9)
+
+
+class TestShrinkage:
+    """What a method states of the deviation counts as so many more independents."""
+
+    STATED = Scatter(expected=1.25, degrees=5)
+
+    def p_values(self, true, n, above=0.0, count=40_000):
+        """The definition, vectorised: the p-values with the stated deviation and without, of normal scores."""
+        scores = np.random.default_rng(n).normal(scale=true, size=(count, n + 1))
+        value, nulls = scores[:, 0] + above, scores[:, 1:]
+        distance = (value - nulls.mean(axis=1)) / np.sqrt(1 + 1 / n)
+        variance = nulls.var(axis=1, ddof=1)
+        together = (5 * 1.25**2 + (n - 1) * variance) / (n + 4)
+        got = [
+            parametric_p(x, y, trials=None, scatter=self.STATED) for x, y in zip(value[:20], nulls[:20], strict=True)
+        ]
+        shrunk = stats.t.sf(distance / np.sqrt(together), df=n + 4)
+        np.testing.assert_allclose(got, shrunk[:20], rtol=1e-9)
+        return shrunk, stats.t.sf(distance / np.sqrt(variance), df=n - 1)
+
+    @pytest.mark.parametrize("n", [4, 8, 12])
+    def test_keeps_its_level_where_scores_scatter_as_stated_or_less(self, n):
+        for true in (0.7, 1.0, 1.25):
+            shrunk, _ = self.p_values(true, n)
+            assert (shrunk <= 0.01).mean() <= 0.012
+        more, _ = self.p_values(1.5, n)
+        assert (more <= 0.01).mean() <= 0.03
+
+    @pytest.mark.parametrize(("n", "gain"), [(4, 2.5), (8, 1.2), (12, 1.05)])
+    def test_finds_more_the_fewer_independents_there_are(self, n, gain):
+        shrunk, plain = self.p_values(1.1, n, above=5.0)
+        assert (shrunk <= 0.001).mean() >= gain * (plain <= 0.001).mean()
+
+    def test_is_the_plain_interval_where_nothing_is_stated(self):
+        null = np.array([0.1, 0.2, 0.3, 0.4, 0.5])
+        plain = parametric_p(0.9, null, trials=None, scatter=NOTHING)
+        assert parametric_p(0.9, null, trials=None, scatter=Scatter(expected=0.5)) == plain
+
+    def test_equal_scores_can_then_be_judged(self):
+        p = parametric_p(3.0, np.zeros(5), trials=None, scatter=self.STATED)
+        deviation = np.sqrt(5 * 1.25**2 / 9) * np.sqrt(1 + 1 / 5)
+        assert p == pytest.approx(stats.t.sf(3.0 / deviation, df=9), rel=1e-9)
+
+    def test_holds_around_the_regression_on_accuracy_too(self):
+        known, scores = np.linspace(0.5, 0.9, 8), np.array([0.3, -0.2, 1.1, 0.4, -0.9, 1.3, 0.2, 0.8])
+        arguments = {"trials": None, "accuracy": 0.95, "accuracies": tuple(known)}
+        slope, intercept, *_ = stats.linregress(known, scores)
+        rss = ((scores - intercept - slope * known) ** 2).sum()
+        leverage = 1 / 8 + (0.95 - known.mean()) ** 2 / ((known - known.mean()) ** 2).sum()
+        deviation = np.sqrt((5 * 1.25**2 + rss) / 11 * (1 + leverage))
+        wanted = stats.t.sf((4.0 - intercept - slope * 0.95) / deviation, df=11)
+        assert parametric_p(4.0, scores, scatter=self.STATED, **arguments) == pytest.approx(wanted, rel=1e-9)
 
 
 def test_parametric_p_is_never_zero():
-    assert 0 < parametric_p(1e9, np.linspace(0, 1, 100), trials=None, resolution=0.01) < 1e-100
+    assert 0 < parametric_p(1e9, np.linspace(0, 1, 100), trials=None, scatter=Scatter(0.01)) < 1e-100
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -179,44 +234,44 @@ def null(*scores, **more):
 def test_too_few_independents_give_no_p():
     scores = (0.1, 0.2, 0.15, 0.12)
     assert calibrate.MIN_NULL == 4
-    assert p_value(Score(0.9), None, resolution=0.0) == (None, None)
-    assert p_value(Score(0.9), null(*scores[:3]), resolution=0.0) == (None, None)
-    p, about = p_value(Score(0.9), null(*scores), resolution=0.0)
-    assert p == parametric_p(0.9, np.array(scores), trials=None, resolution=0.0)
+    assert p_value(Score(0.9), None, scatter=NOTHING) == (None, None)
+    assert p_value(Score(0.9), null(*scores[:3]), scatter=NOTHING) == (None, None)
+    p, about = p_value(Score(0.9), null(*scores), scatter=NOTHING)
+    assert p == parametric_p(0.9, np.array(scores), trials=None, scatter=NOTHING)
     assert about == {"n": 4, "mean": pytest.approx(0.1425), "max": 0.2, "conformal_p": 0.2}
 
 
 def test_rates_are_judged_as_rates():
     scores = (0.1, 0.2, 0.15, 0.12)
-    p, _ = p_value(Score(0.9, trials=50), null(*scores, fit=0.5), resolution=0.0)
-    assert p == parametric_p(0.9, np.array(scores), trials=50, resolution=0.0)
+    p, _ = p_value(Score(0.9, trials=50), null(*scores, fit=0.5), scatter=NOTHING)
+    assert p == parametric_p(0.9, np.array(scores), trials=50, scatter=NOTHING)
 
 
 def test_an_exact_test_goes_before_the_null():
-    assert p_value(Score(0.9, p_value=1e-9), null(0.1, 0.2, 0.15, 0.12), resolution=0.0) == (1e-9, None)
-    assert p_value(Score(0.9, p_value=1e-9), None, resolution=0.0) == (1e-9, None)
+    assert p_value(Score(0.9, p_value=1e-9), null(0.1, 0.2, 0.15, 0.12), scatter=NOTHING) == (1e-9, None)
+    assert p_value(Score(0.9, p_value=1e-9), None, scatter=NOTHING) == (1e-9, None)
 
 
 def test_an_exact_test_that_references_fail_is_set_aside():
-    p, about = p_value(Score(0.2, p_value=1e-9), null(0.1, 0.2, 0.15, 0.12, related=True), resolution=0.0)
+    p, about = p_value(Score(0.2, p_value=1e-9), null(0.1, 0.2, 0.15, 0.12, related=True), scatter=NOTHING)
     assert p > 0.05
     assert about["exact_p"] == 1e-9
-    assert p_value(Score(0.9, p_value=1e-9), null(0.1, related=True), resolution=0.0) == (None, None)
+    assert p_value(Score(0.9, p_value=1e-9), null(0.1, related=True), scatter=NOTHING) == (None, None)
 
 
 def test_equal_scores_say_nothing_without_a_least_spread():
     """Equality of files, say: no reference has the victim's, and that a suspect has not either is no evidence."""
     same = null(0.0, 0.0, 0.0, 0.0, 0.0, accuracies=(0.7, 0.8, 0.75, 0.72, 0.81))
-    p, about = p_value(Score(0.0), same, resolution=0.0, accuracy=0.8)
+    p, about = p_value(Score(0.0), same, scatter=NOTHING, accuracy=0.8)
     assert p is None
     assert about["n"] == 5
-    assert p_value(Score(0.3), null(*[0.3] * 5), resolution=0.0)[0] is None
+    assert p_value(Score(0.3), null(*[0.3] * 5), scatter=NOTHING)[0] is None
     in_parts = null(*[0.3] * 5, parts=({"a": 0.3},) * 5, accuracies=(None,) * 5)
-    assert p_value(Score(0.3, parts={"a": 0.9}), in_parts, resolution=0.0)[0] is None
-    assert 0 < p_value(Score(0.0), same, resolution=0.01, accuracy=0.8)[0] <= 1
-    assert 0 < p_value(Score(0.0, trials=10), same, resolution=0.0, accuracy=0.8)[0] <= 1
+    assert p_value(Score(0.3, parts={"a": 0.9}), in_parts, scatter=NOTHING)[0] is None
+    assert 0 < p_value(Score(0.0), same, scatter=Scatter(0.01), accuracy=0.8)[0] <= 1
+    assert 0 < p_value(Score(0.0, trials=10), same, scatter=NOTHING, accuracy=0.8)[0] <= 1
     with pytest.raises(ValueError, match="5 equal scores"):
-        parametric_p(0.0, np.zeros(5), trials=None, resolution=0.0)
+        parametric_p(0.0, np.zeros(5), trials=None, scatter=NOTHING)
 
 
 def test_fit_is_told_apart_from_no_fit():
@@ -238,7 +293,7 @@ class TestAccuracy:
     SCORES = np.array([0.51, 0.56, 0.59, 0.66, 0.69, 0.75])
 
     def at(self, value, accuracy, **more):
-        arguments = {"trials": None, "resolution": 0.001, "accuracies": tuple(self.KNOWN), **more}
+        arguments = {"trials": None, "scatter": Scatter(0.001), "accuracies": tuple(self.KNOWN), **more}
         return parametric_p(value, self.SCORES, accuracy=accuracy, **arguments)
 
     @pytest.mark.parametrize("value", [0.7, 0.8, 0.95])
@@ -279,9 +334,9 @@ def null_in_parts(count=8, lacking=()):
 def test_parts_are_judged_one_by_one():
     null = null_in_parts()
     score = Score(0.8, parts={"near": 0.9, "far": 0.1})
-    p, about = p_value(score, null, resolution=0.01)
+    p, about = p_value(score, null, scatter=Scatter(0.01))
     alone = {
-        name: parametric_p(value, np.array([row[name] for row in null.parts]), trials=None, resolution=0.01)
+        name: parametric_p(value, np.array([row[name] for row in null.parts]), trials=None, scatter=Scatter(0.01))
         for name, value in score.parts.items()
     }
     assert about["part_p"] == pytest.approx(alone)
@@ -291,9 +346,9 @@ def test_parts_are_judged_one_by_one():
 
 def test_a_part_that_too_few_independents_have_does_not_vote():
     score = Score(0.8, parts={"near": 0.9, "far": 5.0})
-    _, about = p_value(score, null_in_parts(lacking=range(5)), resolution=0.01)
+    _, about = p_value(score, null_in_parts(lacking=range(5)), scatter=Scatter(0.01))
     assert set(about["part_p"]) == {"near"}
-    p, about = p_value(Score(0.8, parts={"other": 1.0}), null_in_parts(), resolution=0.01)
+    p, about = p_value(Score(0.8, parts={"other": 1.0}), null_in_parts(), scatter=Scatter(0.01))
     assert p is None
     assert about["n"] == 8
 
@@ -312,11 +367,11 @@ def standardised_sum_p(scores, scale_of=lambda scores: scores):
     return stats.t.sf((value - null.mean(axis=1)) / (null.std(axis=1, ddof=1) * np.sqrt(1 + 1 / n)), df=n - 1)
 
 
-def judged(table, resolution=0.0, trials=None, accuracies=()):
+def judged(table, scatter=NOTHING, trials=None, accuracies=()):
     """One table of scores, the suspect in row 0, a method a column."""
     names = tuple(f"r{i}" for i in range(len(table) - 1))
     return [
-        Judged(Score(x, trials=trials), Null(tuple(null), names, accuracies=accuracies), resolution)
+        Judged(Score(x, trials=trials), Null(tuple(null), names, accuracies=accuracies), scatter)
         for x, *null in table.T
     ]
 
@@ -347,7 +402,9 @@ class TestJoint:
         tables = drawn(12, 5, correlation, 300)
         tables[:, 0] += 1.75
         together = standardised_sum_p(tables)
-        alone = [combine([parametric_p(x[0], x[1:], trials=None, resolution=0.0) for x in table.T]) for table in tables]
+        alone = [
+            combine([parametric_p(x[0], x[1:], trials=None, scatter=NOTHING) for x in table.T]) for table in tables
+        ]
         assert (together <= 0.01).mean() >= 1.3 * (np.array(alone) <= 0.01).mean()
 
     @pytest.mark.parametrize("correlation", [0.0, 0.5])
@@ -361,7 +418,7 @@ class TestJoint:
     def test_the_same_method_twice_adds_nothing(self):
         (table,) = drawn(10, 1, 0.0, 1)
         _, p, _ = joint(judged(np.repeat(table, 3, axis=1)))
-        assert p == pytest.approx(parametric_p(table[0, 0], table[1:, 0], trials=None, resolution=0.0))
+        assert p == pytest.approx(parametric_p(table[0, 0], table[1:, 0], trials=None, scatter=NOTHING))
 
     def test_says_what_it_was_judged_against(self):
         (table,) = drawn(10, 3, 0.0, 1)
@@ -376,7 +433,7 @@ class TestJoint:
         """Independents that happen to be alike in all methods do not make a small difference certain."""
         (table,) = drawn(10, 4, 0.0, 1) * 1e-6
         table[0] += 0.1
-        _, p, _ = joint(judged(table, resolution=0.1))
+        _, p, _ = joint(judged(table, scatter=Scatter(0.1)))
         assert p == pytest.approx(stats.t.sf(2 / np.sqrt(1.1), 9), rel=1e-3)
 
     def test_rates_are_compared_on_their_scale(self):
@@ -400,19 +457,26 @@ class TestJoint:
         first, second = judged(table)
         kept = (0, 2, 3, 5, 7)
         fewer = Null(tuple(second.null.scores[i] for i in kept), tuple(second.null.names[i] for i in kept))
-        _, p, about = joint([first, Judged(second.score, fewer, 0.0)])
+        _, p, about = joint([first, Judged(second.score, fewer, NOTHING)])
         assert about["n"] == 5
         assert p == pytest.approx(standardised_sum_p(table[[[0, *(i + 1 for i in kept)]]])[0])
         few = Null(second.null.scores[:3], second.null.names[:3])
-        assert joint([first, Judged(second.score, few, 0.0)]) is None
+        assert joint([first, Judged(second.score, few, NOTHING)]) is None
 
     def test_equal_scores_of_the_independents_that_are_left_add_nothing(self):
         (table,) = drawn(8, 3, 0.0, 1)
         first, second, _ = judged(table)
-        flat = Judged(Score(0.3), Null((0.3,) * 8 + (0.9,), (*first.null.names, "elsewhere")), 0.0)
+        flat = Judged(Score(0.3), Null((0.3,) * 8 + (0.9,), (*first.null.names, "elsewhere")), NOTHING)
         assert flat.by_null
         assert joint([first, second, flat])[1] == pytest.approx(joint([first, second])[1])
-        assert joint([flat, flat, Judged(Score(0.3), Null((0.3,) * 8, first.null.names), 0.0)]) is None
+        assert joint([flat, flat, Judged(Score(0.3), Null((0.3,) * 8, first.null.names), NOTHING)]) is None
+
+    def test_a_stated_deviation_makes_no_equal_scores_differ(self):
+        (table,) = drawn(8, 3, 0.0, 1)
+        first, second, _ = judged(table)
+        flat = Judged(Score(0.3), Null((0.3,) * 8, first.null.names), Scatter(expected=1.25, degrees=5))
+        assert flat.by_null
+        assert joint([first, second, flat])[1] == pytest.approx(joint([first, second])[1])
 
     def test_needs_two_methods(self):
         (table,) = drawn(8, 1, 0.0, 1)
@@ -421,9 +485,9 @@ class TestJoint:
 
     def test_only_what_independents_judge_takes_part(self):
         same, scattered = null(*[0.2] * 5), null(0.1, 0.2, 0.3, 0.2, 0.1)
-        assert Judged(Score(0.5), scattered, 0.0).by_null
-        assert not Judged(Score(0.5), same, 0.0).by_null
-        assert Judged(Score(0.5), same, 0.1).by_null
-        assert not Judged(Score(0.5, p_value=0.1), scattered, 0.1).by_null
-        assert not Judged(Score(0.5, parts={"near": 0.5}), scattered, 0.1).by_null
-        assert not Judged(Score(0.5), null(0.1, 0.2, 0.3), 0.1).by_null
+        assert Judged(Score(0.5), scattered, NOTHING).by_null
+        assert not Judged(Score(0.5), same, NOTHING).by_null
+        assert Judged(Score(0.5), same, Scatter(0.1)).by_null
+        assert not Judged(Score(0.5, p_value=0.1), scattered, Scatter(0.1)).by_null
+        assert not Judged(Score(0.5, parts={"near": 0.5}), scattered, Scatter(0.1)).by_null
+        assert not Judged(Score(0.5), null(0.1, 0.2, 0.3), Scatter(0.1)).by_null

@@ -11,7 +11,7 @@ import numpy as np
 from fp_audit.data import Labelled
 from fp_audit.errors import CorruptModel, DataError, UsageError
 from fp_audit.subject import Subject
-from fp_audit.types import Access, Fingerprint, Null, Score
+from fp_audit.types import Access, Fingerprint, Null, Scatter, Score
 
 if TYPE_CHECKING:
     from fp_audit.workshop import Workshop
@@ -48,9 +48,7 @@ class Method(ABC):
     some are named."""
     votes: ClassVar[int] = 1
     """How often its p-value counts among those of all methods (``audit.combined``)."""
-    resolution: ClassVar[float] = 0.0
-    """Least standard deviation of a null to believe in, of ``Score.value`` and of each of ``Score.parts``; for rates on
-    the arcsine scale (``calibrate.parametric_p``)."""
+    scatter: ClassVar[Scatter] = Scatter()
     options: Mapping[str, Any]
     """Every option that changes the result, set by the constructor."""
 

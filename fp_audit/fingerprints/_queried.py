@@ -16,7 +16,7 @@ from fp_audit.fingerprints._queries import predict_pixels
 from fp_audit.fingerprints._representations import DISTANCES, REPRESENTATIONS
 from fp_audit.model import as_images
 from fp_audit.subject import Subject
-from fp_audit.types import Access, Fingerprint, Pixels, Score
+from fp_audit.types import Access, Fingerprint, Pixels, Scatter, Score
 
 if TYPE_CHECKING:
     from fp_audit.workshop import Workshop
@@ -108,7 +108,7 @@ def composed(
             "distance": distance,
             "aligned": REPRESENTATIONS[representation].aligned,
             "votes": 1,
-            "resolution": source.resolution if DISTANCES[distance].rate else 0.01,
+            "scatter": source.scatter if DISTANCES[distance].rate else Scatter(0.01),
             "suspect_gain": None,
             "unaligned_gain": False,
             "explain": staticmethod(explain),

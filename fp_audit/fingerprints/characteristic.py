@@ -18,7 +18,7 @@ from fp_audit.fingerprints._perturbed import mean_loss
 from fp_audit.fingerprints._queried import Queried, Queries
 from fp_audit.model import WhiteBox, as_images, as_probabilities
 from fp_audit.subject import Subject
-from fp_audit.types import Access, InputSpec, Pixels
+from fp_audit.types import Access, InputSpec, Pixels, Scatter
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +88,7 @@ class Characteristic(Queried):
     needs_data: ClassVar[bool] = False
     aligned: ClassVar[bool] = True
     query_set: ClassVar[str | None] = "characteristic"
-    resolution: ClassVar[float] = 0.15
+    scatter: ClassVar[Scatter] = Scatter(0.15)
     """Small references may all say one class of any noise, and then do not differ at all. Published scores of 100
     independents of one recipe (CSRP's table 2: CIFAR-10, three architectures) deviate by .07 to .16, judged by their
     range."""

@@ -31,7 +31,7 @@ from fp_audit.fingerprints._queries import predict_pixels
 from fp_audit.fingerprints._representations import probabilities
 from fp_audit.model import BlackBox, WhiteBox, as_images
 from fp_audit.subject import Subject
-from fp_audit.types import Access, Fingerprint, Null, OutputKind, Outputs, Pixels, Score
+from fp_audit.types import Access, Fingerprint, Null, OutputKind, Outputs, Pixels, Scatter, Score
 
 if TYPE_CHECKING:
     from fp_audit.workshop import Workshop
@@ -154,7 +154,7 @@ class DeepJudge(Queried):
     query_set: ClassVar[str | None] = "adversarial"
     representation: ClassVar[str] = "probabilities"
     distance: ClassVar[str] = "jsd"
-    resolution: ClassVar[float] = 0.05
+    scatter: ClassVar[Scatter] = Scatter(0.05)
     """About the noise of a rate over 100 test cases."""
 
     def __init__(

@@ -14,7 +14,7 @@ from fp_audit.fingerprints._base import versus
 from fp_audit.fingerprints._queried import Queried, Queries
 from fp_audit.model import WhiteBox, as_images
 from fp_audit.subject import Subject
-from fp_audit.types import Access, Pixels
+from fp_audit.types import Access, Pixels, Scatter
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,7 @@ class IPGuard(Queried):
     needs_data: ClassVar[bool] = True
     aligned: ClassVar[bool] = True
     query_set: ClassVar[str | None] = "boundary"
-    resolution: ClassVar[float] = 0.2
+    scatter: ClassVar[Scatter] = Scatter(0.2)
     """Adversarial images transfer between networks of one recipe and hardly to small references, whose scores are then
     all alike near zero: their spread says nothing, so that a rate of 15 % is not yet an anomaly."""
 

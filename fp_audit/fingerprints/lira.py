@@ -16,7 +16,7 @@ from fp_audit.fingerprints._queried import Queried, Queries
 from fp_audit.fingerprints._queries import candidates, half_alike, predict_pixels
 from fp_audit.model import as_images
 from fp_audit.subject import Subject
-from fp_audit.types import Access, Fingerprint, Score
+from fp_audit.types import Access, Fingerprint, Scatter, Score
 
 if TYPE_CHECKING:
     from fp_audit.networks import Network
@@ -61,7 +61,7 @@ class Lira(Queried):
     needs_data: ClassVar[bool] = True
     aligned: ClassVar[bool] = True
     query_set: ClassVar[str | None] = "telling"
-    resolution: ClassVar[float] = 0.02
+    scatter: ClassVar[Scatter] = Scatter(0.02)
 
     def __init__(self, *, queries: int = 100, networks: int = 16) -> None:
         if networks < 4:

@@ -17,7 +17,7 @@ from fp_audit.fingerprints._queried import Queried, Queries
 from fp_audit.fingerprints._queries import predict_pixels, shown_probabilities
 from fp_audit.model import WhiteBox, as_images
 from fp_audit.subject import Subject
-from fp_audit.types import Access, Pixels
+from fp_audit.types import Access, Pixels, Scatter
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +72,7 @@ class ModelDiff(Queried):
     query_set: ClassVar[str | None] = "pairs"
     representation: ClassVar[str] = "ddv"
     distance: ClassVar[str] = "cosine"
-    resolution: ClassVar[float] = 0.02
+    scatter: ClassVar[Scatter] = Scatter(0.02)
 
     def __init__(
         self,

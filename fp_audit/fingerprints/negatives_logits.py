@@ -12,7 +12,7 @@ from fp_audit.fingerprints._base import versus
 from fp_audit.fingerprints._queried import Queried, Queries
 from fp_audit.fingerprints._queries import hard_queries
 from fp_audit.subject import Subject
-from fp_audit.types import Access
+from fp_audit.types import Access, Scatter
 
 if TYPE_CHECKING:
     from fp_audit.workshop import Workshop
@@ -38,7 +38,7 @@ class NegativesLogits(Queried):
     aligned: ClassVar[bool] = True
     representation: ClassVar[str] = "logits"
     distance: ClassVar[str] = "cosine"
-    resolution: ClassVar[float] = 0.01
+    scatter: ClassVar[Scatter] = Scatter(0.01)
 
     def __init__(self, *, queries: int = 100) -> None:
         self.options = {"queries": queries}

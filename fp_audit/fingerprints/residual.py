@@ -15,7 +15,7 @@ from fp_audit.fingerprints._queried import Queried, Queries
 from fp_audit.fingerprints._queries import candidates, half_alike, predict_pixels, read
 from fp_audit.model import as_images
 from fp_audit.subject import Subject
-from fp_audit.types import Access, Fingerprint, OutputKind, Outputs, Score
+from fp_audit.types import Access, Fingerprint, OutputKind, Outputs, Scatter, Score
 
 if TYPE_CHECKING:
     from fp_audit.networks import Network
@@ -72,7 +72,7 @@ class Residual(Queried):
     needs_data: ClassVar[bool] = True
     aligned: ClassVar[bool] = True
     query_set: ClassVar[str | None] = "residual"
-    resolution: ClassVar[float] = 0.02
+    scatter: ClassVar[Scatter] = Scatter(0.02)
 
     def __init__(self, *, queries: int = 100, independents: int = 8) -> None:
         if independents < 4:

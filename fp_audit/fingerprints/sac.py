@@ -12,7 +12,7 @@ from fp_audit.fingerprints._base import versus
 from fp_audit.fingerprints._queried import Queried, Queries
 from fp_audit.fingerprints._queries import hard_queries
 from fp_audit.subject import Subject
-from fp_audit.types import Access, Pixels
+from fp_audit.types import Access, Pixels, Scatter
 
 if TYPE_CHECKING:
     from fp_audit.workshop import Workshop
@@ -40,7 +40,7 @@ class Sac(Queried):
     query_set: ClassVar[str | None] = "sac"
     representation: ClassVar[str] = "correlation"
     distance: ClassVar[str] = "l1"
-    resolution: ClassVar[float] = 0.005
+    scatter: ClassVar[Scatter] = Scatter(0.005)
 
     def __init__(self, *, queries: int = 100, cutmix: bool = False, box: float = 0.2) -> None:
         self.options = {"queries": queries, "cutmix": cutmix, "box": box}

@@ -20,7 +20,7 @@ from fp_audit.fingerprints._universal import Universal, find_universal, inconsis
 from fp_audit.metrics import Floats
 from fp_audit.model import BlackBox, as_probabilities
 from fp_audit.subject import Subject
-from fp_audit.types import Access, Fingerprint, Null, OutputKind, Outputs, Pixels, Score
+from fp_audit.types import Access, Fingerprint, Null, OutputKind, Outputs, Pixels, Scatter, Score
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +103,7 @@ class Uap(Method):
     default: ClassVar[bool] = False
     needs_data: ClassVar[bool] = True
     aligned: ClassVar[bool] = True
-    resolution: ClassVar[float] = 0.1
+    scatter: ClassVar[Scatter] = Scatter(0.1)
 
     def __init__(
         self,

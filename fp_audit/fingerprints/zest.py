@@ -17,7 +17,7 @@ from fp_audit.fingerprints._queries import shown_probabilities
 from fp_audit.fingerprints._segments import Labels, patches, quickshift
 from fp_audit.model import BlackBox, as_images
 from fp_audit.subject import Subject
-from fp_audit.types import Access, Fingerprint, Pixels, Score
+from fp_audit.types import Access, Fingerprint, Pixels, Scatter, Score
 
 if TYPE_CHECKING:
     from fp_audit.workshop import Workshop
@@ -91,7 +91,7 @@ class Zest(Method):
     needs_data: ClassVar[bool] = True
     aligned: ClassVar[bool] = False
     default: ClassVar[bool] = False
-    resolution: ClassVar[float] = 0.01
+    scatter: ClassVar[Scatter] = Scatter(0.01)
 
     def __init__(
         self,

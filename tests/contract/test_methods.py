@@ -164,7 +164,8 @@ def test_it_says_what_it_is(name):
     assert isinstance(kind.victim_access, Access)
     assert isinstance(kind.suspect_access, Access)
     assert kind.suspect_gain is None or kind.suspect_gain > kind.suspect_access
-    assert kind.resolution >= 0
+    assert min(kind.scatter.least, kind.scatter.expected, kind.scatter.degrees) >= 0
+    assert bool(kind.scatter.expected) == bool(kind.scatter.degrees)
 
 
 @each
