@@ -99,8 +99,8 @@ class Siblings(Queried):
     uses_siblings: ClassVar[bool] = True
     votes: ClassVar[int] = 5
     scatter: ClassVar[Scatter] = Scatter(expected=1.25, degrees=5)
-    """The score is in standard deviations. Its own, in 42 sets of 12 to 24 innocent models (CIFAR-10 twice and MNIST, 25
-    to 400 queries, logits to labels), were .7 to 1.5, and 1.15 all together: stated with caution."""
+    """The score is in standard deviations. Its own, in 42 sets of 12 to 24 innocent models (CIFAR-10 twice and MNIST,
+    25 to 400 queries, logits to labels), were .7 to 1.5, and 1.15 all together: stated with caution."""
 
     def __init__(self, *, queries: int = 100, siblings: int = 16) -> None:
         if siblings < LEAST:
