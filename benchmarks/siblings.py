@@ -23,9 +23,9 @@ from fp_audit.evaluating import share
 from fp_audit.fingerprints.siblings import (
     VARIED,
     Array,
-    answered,
-    candidates,
+    all_logits,
     features,
+    images_and_blends,
     information,
     nearer,
     passed_on,
@@ -60,19 +60,19 @@ def main() -> None:
     preprocess = built.victim.opening.preprocess
     kin = (open_victim(str(path), str(made.owner), preprocess=preprocess) for path in paths)
     family = [built.victim.model, *(sibling.model for sibling in kin)]
-    images, pixels = candidates(built.victim.data, np.random.default_rng(0))
-    answers = answered(family, pixels)
+    images, pixels = images_and_blends(built.victim.data, np.random.default_rng(0))
+    answers = all_logits(family, pixels)
     print(f"the victim among its {len(paths)} siblings: {strange(answers, images.labels) or 'is one of them'}")
     refused = [strange(first(answers[1:], i), images.labels) for i in range(len(paths))]
     print(f"siblings that do not pass for one among the others: {sum(map(bool, refused))} of {len(paths)}")
     innocents = built.independents
     own = [item.network for item in innocents if item.network.name.startswith(OWN)]
     if own:
-        alike = np.concatenate([answers[:1], answered(own, pixels)])
+        alike = np.concatenate([answers[:1], all_logits(own, pixels)])
         print(f"the victim among {len(own)} networks of another recipe: {strange(alike, images.labels) or 'passes'}")
     others = Workshop().independents(built.victim.data, VARIED, seed=1, alike=False)
-    known = Known(answers[1:], answered(others, pixels), features(others, pixels))
-    measured(known, answered([item.network for item in innocents], pixels), innocents)
+    known = Known(answers[1:], all_logits(others, pixels), features(others, pixels))
+    measured(known, all_logits([item.network for item in innocents], pixels), innocents)
 
 
 @dataclass(frozen=True)

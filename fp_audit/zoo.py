@@ -223,7 +223,7 @@ def build_zoo(
     thefts = planned(options.attacks, options.seed)
     progress("opening the victim", 0.0)
     target = open_victim(model, data, seed=options.seed, device=options.device)
-    images = _divided(model, target, options)
+    images = divided(model, target, options)
     owner = _kept(images.owner, out / "owner.npz")
     surrogates, failures = _stolen(
         thefts, replace(target, data=images.thief, digest=images.thief.digest), out, progress
@@ -302,8 +302,12 @@ def _test_count(images: Labelled) -> int:
     return count
 
 
-def _divided(model: str, target: OpenVictim, options: ZooOptions) -> Divided:
-    """Divide the images of an opened victim, or those that were given as the thief's."""
+def divided(model: str, target: OpenVictim, options: ZooOptions) -> Divided:
+    """Divide the images of an opened victim, or those that were given as the thief's.
+
+    Raises:
+        DataError: they are too few.
+    """
     if options.thief is None:
         return divide(target.data, options.seed)
     size = (target.model.spec.height, target.model.spec.width)

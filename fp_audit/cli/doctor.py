@@ -33,7 +33,7 @@ def command() -> None:
     click.echo(f"CUDA for torch: {'yes' if torch.cuda.is_available() else 'no'}")
     for what, holds in asdict(confinement()).items():
         click.echo(f"isolation of suspects, {what.replace('_', ' ')}: {holds}")
-    click.echo(f"register: {victims.home()} ({len(victims.names())} victims)")
+    click.echo(f"register: {victims.home()} (victims: {len(victims.names())})")
     for kind, noun in plugins.NOUNS.items():
         click.echo(f"{noun}s: {', '.join(plugins.names(kind))}")
 

@@ -179,6 +179,7 @@ def command(
 
 
 def _scan(targets: tuple[str, ...], victim: tuple[str, ...], options: ScanOptions) -> tuple[Report, list[Outcome]]:
+    from fp_audit import victims
     from fp_audit.audit import Outcome
     from fp_audit.reports._base import Report
     from fp_audit.scanning import scan
@@ -201,7 +202,7 @@ def _scan(targets: tuple[str, ...], victim: tuple[str, ...], options: ScanOption
             sys.exit(EXIT_INTERRUPTED)
     findings = tuple(item for item in results if isinstance(item, Finding))
     skipped = tuple(item for item in results if isinstance(item, Skipped))
-    names = tuple(dict.fromkeys(finding.victim for finding in findings)) or victim
+    names = tuple(dict.fromkeys(victim)) or tuple(victims.names())
     return Report(names, findings, skipped, options.alpha, options.depth), outcomes
 
 

@@ -141,8 +141,8 @@ class Siblings(Queried):
         siblings = workshop.siblings(model, chosen.of_classes(count), self.options["siblings"], seed=seed)
         if len(siblings) < LEAST:
             raise NotApplicable(f"{len(siblings)} siblings are too few to compare with: expected {LEAST} or more")
-        images, pixels = candidates(chosen, rng)
-        answers = answered([model, *siblings], pixels)
+        images, pixels = images_and_blends(chosen, rng)
+        answers = all_logits([model, *siblings], pixels)
         if len(np.unique(answers.reshape(len(answers), -1), axis=0)) < len(answers):
             raise NotApplicable("two siblings, or a sibling and the victim, are the same model")
         if found := strange(answers, images.labels):
@@ -151,7 +151,7 @@ class Siblings(Queried):
                 "train some by its own recipe with other seeds, and pass --siblings"
             )
         innocents = workshop.independents(chosen.of_classes(count), VARIED, seed=other, alike=False)
-        varied = answered(innocents, pixels)
+        varied = all_logits(innocents, pixels)
         told = information(answers, varied)
         best = np.sort(np.argsort(-told, kind="stable")[: self.options["queries"]])
         facts = {"siblings": len(siblings), "images": int((best < len(images)).sum()), "candidates": len(pixels)}
@@ -165,13 +165,13 @@ class Siblings(Queried):
         return Score(value, queries=len(theirs), detail={"siblings": len(arrays["models"]) - 1})
 
 
-def candidates(data: Labelled, rng: np.random.Generator) -> tuple[Labelled, Pixels]:
+def images_and_blends(data: Labelled, rng: np.random.Generator) -> tuple[Labelled, Pixels]:
     """Draw images, and return them with the pixels of all candidates: the images first, then blends of two of them."""
     images = data.take(np.sort(rng.permutation(len(data))[:CANDIDATES]))
     return images, np.concatenate([images.pixels, blends(images.pixels, images.labels, CANDIDATES, rng)])
 
 
-def answered(models: Sequence[BlackBox], pixels: NDArray[np.uint8]) -> Array:
+def all_logits(models: Sequence[BlackBox], pixels: NDArray[np.uint8]) -> Array:
     """Return the centred logits of M models at N images, M x N x K."""
     return np.stack([centred_logits(predict_pixels(model, pixels), model.output) for model in models])
 

@@ -136,6 +136,9 @@ class TestFailOn:
 
     def test_nothing_auditable_even_if_strict(self, home, invoke, tmp_path):
         assert invoke("scan", tmp_path / "nothing", *WEIGHTS, "--strict").exit_code == 3
+        result = invoke("scan", tmp_path / "nothing", "--depth", "weights")
+        assert result.exit_code == 3
+        assert "1 target against owner: 1 skipped" in result.stdout
 
 
 class TestUsage:
