@@ -126,11 +126,13 @@ def p_value(
     """
     if score.p_value is not None and not (null and null.related):
         return score.p_value, None
-    if null is None or len(null.scores) < MIN_NULL:
+    if null is None or (len(null.scores) < MIN_NULL and not null.related):
         return None, None
     about = _describe(score.value, null)
     if null.related and score.p_value is not None:
         about["exact_p"] = score.p_value
+    if len(null.scores) < MIN_NULL:
+        return None, about
     if not score.parts:
         sample = np.asarray(null.scores, float)
         if not scatters(sample, score.trials, scatter):

@@ -244,7 +244,7 @@ class Averaged(Wrapper):
         """See ``BlackBox.predict``. Of labels that are equally common the first is taken."""
         mean = np.mean([self._model.predict(images) for _ in range(self._times)], axis=0, dtype=np.float64)
         if self.output == "labels":
-            return np.asarray(np.eye(mean.shape[1], dtype=np.float32)[mean.argmax(axis=1)])
+            return one_hot(mean.argmax(axis=1), mean.shape[1])
         return np.asarray(mean, np.float32)
 
 
@@ -358,7 +358,7 @@ class LabelOnly(Wrapper):
     def predict(self, images: Images) -> Outputs:
         """Answer with N x K rows that hold a single one."""
         answers = self._model.predict(images)
-        return np.asarray(np.eye(answers.shape[1], dtype=np.float32)[answers.argmax(axis=1)])
+        return one_hot(answers.argmax(axis=1), answers.shape[1])
 
 
 TOP_K = 3
@@ -480,6 +480,13 @@ def as_probabilities(answers: Outputs, kind: OutputKind) -> Outputs:
         return answers
     shifted = np.exp(answers - answers.max(axis=1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), np.float32)
+
+
+def one_hot(labels: NDArray[np.intp], classes: int) -> Outputs:
+    """Write N labels as N x K rows that hold a single one."""
+    rows = np.zeros((len(labels), classes), np.float32)
+    np.put_along_axis(rows, labels[:, None], 1.0, axis=1)
+    return rows
 
 
 def as_images(pixels: NDArray[np.uint8]) -> Images:

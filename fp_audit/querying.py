@@ -19,6 +19,7 @@ from fp_audit.comparison import compare
 from fp_audit.engine import Progress, silent
 from fp_audit.errors import DataError, NotApplicable, UsageError
 from fp_audit.methods import kind
+from fp_audit.model import one_hot
 from fp_audit.subject import Subject
 from fp_audit.types import Access, Images, InputSpec, OutputKind, Outputs, Pixels
 from fp_audit.victims import Victim
@@ -146,7 +147,7 @@ class _Asked:
         names = digests(pixels)
         self.images.update(zip(names, pixels, strict=True))
         labels = [self._labels.get(name, int(name, 16) % self._count) for name in names]
-        return np.asarray(np.eye(self._count, dtype=np.float32)[labels])
+        return one_hot(np.array(labels, np.intp), self._count)
 
 
 def _write_decoys(

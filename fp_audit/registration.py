@@ -213,7 +213,12 @@ def _siblings(plan: Plan, probes: Probes, options: LoadOptions) -> Iterator[_Sib
             raise UsageError(f"--siblings {artifact.target}: {error}") from None
         if count != probes.count:
             raise UsageError(f"--siblings {artifact.target}: it knows {count} classes, the victim {probes.count}")
-        yield _Sibling(model, tuple(file.sha256 or "" for file in audit.hashed(artifact).files))
+        yield _Sibling(model, _digests(artifact))
+
+
+def _digests(artifact: Artifact) -> tuple[str, ...]:
+    """Return what tells one model from another, whatever their files are called: digests, sorted."""
+    return tuple(sorted(file.sha256 or "" for file in audit.hashed(artifact).files))
 
 
 def _without_data(plan: Plan, opened: _Opened, chosen: list[Method], progress: Progress) -> list[Method]:
@@ -337,13 +342,25 @@ def _references(plan: Plan, victim: Victim, opened: _Opened, progress: Progress)
     return given + (_trained(plan, victim, opened, progress) if plan.train_references else [])
 
 
-def _hidden(victim: Victim, answers: Answers | None) -> dict[str, dict[str, Score]]:
-    """Score a reference once more for each way of hiding something, from what it said."""
-    if answers is None or answers.output in HIDDEN:
-        return {}
+def _as_shown(
+    victim: Victim, scores: Mapping[str, Score], answers: Answers | None
+) -> tuple[Mapping[str, Score], dict[str, dict[str, Score]]]:
+    """Divide a reference's scores by what it shows: those of all that it says, and those where it hides something.
+
+    What it does not hide itself is hidden here, and scored once more from what it said. Who shows labels only has no
+    scores of the first kind, except by methods that do not ask.
+    """
+    if answers is None:
+        return scores, {}
     asking = audit.methods_for(victim, Access.QUERIES, Access.QUERIES)
-    seen = {shown: Subject.of_model(cut(Replayed(answers), shown)) for shown in HIDDEN}
-    return {shown: dict(compare(subject, victim, asking, Access.QUERIES).scores) for shown, subject in seen.items()}
+    whole = scores
+    if answers.output in HIDDEN:
+        whole = {name: score for name, score in scores.items() if name not in asking}
+    less = HIDDEN[HIDDEN.index(answers.output) :] if answers.output in HIDDEN else HIDDEN
+    seen = {shown: Subject.of_model(cut(Replayed(answers), shown)) for shown in less}
+    return whole, {
+        shown: dict(compare(subject, victim, asking, Access.QUERIES).scores) for shown, subject in seen.items()
+    }
 
 
 def _nulls(rows: Sequence[_Row], itself: Mapping[str, Score]) -> dict[str, Null]:
@@ -396,8 +413,8 @@ def _trained(plan: Plan, victim: Victim, opened: _Opened, progress: Progress) ->
         what="training references",
     ):
         compared = compare(Subject.of_model(network, network.white), victim, asking, Access.GRADIENTS, record=True)
-        reached, hidden = compared.detail.get("probe_accuracy"), _hidden(victim, compared.answers)
-        rows.append(_Row(network.name, "trained", compared.scores, reached, hidden))
+        scores, hidden = _as_shown(victim, compared.scores, compared.answers)
+        rows.append(_Row(network.name, "trained", scores, compared.detail.get("probe_accuracy"), hidden))
     return sorted(rows, key=lambda row: row.name)
 
 
@@ -408,6 +425,7 @@ def _given(plan: Plan, victim: Victim, opened: _Opened, progress: Progress) -> l
         UsageError: one of them cannot be judged, or is the victim.
     """
     located = list(locate(plan.references, SourceOptions(offline=plan.offline)))
+    known = {sibling.digests: "--siblings" for sibling in opened.siblings}
     rows = []
     with TemporaryDirectory() as folder:
         where = Path(folder) / victim.name
@@ -420,15 +438,17 @@ def _given(plan: Plan, victim: Victim, opened: _Opened, progress: Progress) -> l
                 reason = outcome.reason if isinstance(outcome, Skipped) else outcome.failure
                 name = outcome.target if isinstance(outcome, Skipped) else outcome.artifact.target
                 raise UsageError(f"--references {name}: {reason}. Leave it out or repair it")
+            target, digests = outcome.artifact.target, _digests(outcome.artifact)
+            if digests in known:
+                raise UsageError(f"--references {target}: is also in {known[digests]}; each model counts once")
+            known[digests] = f"--references, as {target}"
             found = outcome.evidence[victim.name]
             if any(item.detail.get("identical") for item in found):
-                raise UsageError(
-                    f"--references {outcome.artifact.target}: is the victim itself, not an independent model"
-                )
+                raise UsageError(f"--references {target}: is the victim itself, not an independent model")
             scores = {item.method: Score(item.score, item.p_value, parts=item.parts) for item in found}
             reached = next((item.detail["probe_accuracy"] for item in found if "probe_accuracy" in item.detail), None)
-            hidden = _hidden(victim, outcome.answers.get(victim.name))
-            rows.append(_Row(outcome.artifact.target, "given", scores, reached, hidden))
+            whole, hidden = _as_shown(victim, scores, outcome.answers.get(victim.name))
+            rows.append(_Row(target, "given", whole, reached, hidden))
     return sorted(rows, key=lambda row: row.name)
 
 

@@ -165,7 +165,7 @@ class Score:
     identical: bool = False
     """All that the method compares is equal to the last bit."""
     queries: int = 0
-    """Images shown to the suspect for this score."""
+    """Images shown to the suspect for this score; each several times where it answers at random."""
     trials: int | None = None
     """For a rate in [0, 1]: the number of answers it is a rate of. None for any other score."""
     parts: Mapping[str, float] = field(default_factory=dict)

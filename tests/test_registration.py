@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,9 +15,10 @@ from onnx import TensorProto, helper
 
 import fp_audit
 from fp_audit import Plan, ScanOptions, abilities, audit, plugins, register, scan, victims
+from fp_audit.answers import digests
 from fp_audit.comparison import compare
 from fp_audit.errors import DataError, PluginError, TargetError, UsageError, VictimError
-from fp_audit.model import LoadOptions, cut
+from fp_audit.model import LoadOptions, as_images, cut
 from fp_audit.preprocess import NAMED
 from fp_audit.sources._base import SourceOptions
 from fp_audit.subject import Subject
@@ -255,6 +257,30 @@ def test_given_references_are_scored_as_suspects_are(home, registered):
     assert victim.facts["references"][0]["kind"] == "given"
 
 
+def test_a_reference_counts_once(home, registered, tmp_path):
+    copy = shutil.copy(registered.int8, tmp_path / "copy.onnx")
+    given = (str(registered.int8), str(copy))
+    with pytest.raises(UsageError, match=r"is also in --references, as .*; each model counts once"):
+        register(Plan(str(registered.stranger), "v", methods=QUICK, references=given))
+
+
+def test_references_that_show_labels_are_nulls_of_suspects_that_do(home, registered, tmp_path):
+    """Their scores mean something else than those of logits."""
+    plan = Plan(str(registered.victim), "first", str(registered.data), methods=("sac",))
+    pixels = register(plan).fingerprints["sac"].arrays["queries"]
+    probes = victims.load(victims.folder("first")).probes
+    for i in range(4):
+        labels = np.random.default_rng(i).integers(10, size=len(pixels))
+        shown = [*zip(digests(as_images(pixels)), labels, strict=True)]
+        shown += [*zip(digests(as_images(probes.pixels)), probes.labels, strict=True)]
+        lines = [json.dumps({"image": f"{name}.png", "label": int(label)}) for name, label in shown]
+        (tmp_path / f"{i}.jsonl").write_text("\n".join(lines))
+    victim = register(replace(plan, name="v", references=tuple(str(tmp_path / f"{i}.jsonl") for i in range(4))))
+    assert "sac" not in victim.nulls
+    assert "sac" not in victim.hidden["topk"]
+    assert len(victim.hidden["labels"]["sac"].scores) == 4
+
+
 def test_a_reference_that_cannot_be_opened_is_an_error(home, registered, tmp_path):
     (tmp_path / "text.onnx").write_text("not a model")
     plan = Plan(str(registered.stranger), "v", methods=QUICK, references=(str(tmp_path / "text.onnx"),))
@@ -338,3 +364,12 @@ def test_parts_have_a_null(home, registered):
     (shallow,) = scan(suspect, victim="judged")
     parts = {item.method: item.parts for item in shallow.evidence}["deepjudge"]
     assert set(parts) == {"robd", "jsd"}
+
+
+def test_a_single_related_reference_tells_a_common_ancestor(home, registered, tmp_path):
+    """Too few to judge by; enough to know that shared weights convict nobody."""
+    (tuned,) = (registered.models / "thief").glob("fine-tuned")
+    register(Plan(str(registered.victim), "v", methods=("weights",), references=(str(tuned),)))
+    (finding,) = scan([str(registered.int8)], ["v"], ScanOptions(depth=Access.WEIGHTS))
+    assert finding.verdict == "common-ancestor"
+    assert "weight matrices" in finding.reason

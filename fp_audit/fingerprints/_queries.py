@@ -13,7 +13,7 @@ from fp_audit.data import Labelled
 from fp_audit.engine import answered
 from fp_audit.errors import DataError
 from fp_audit.metrics import centred
-from fp_audit.model import TOP_K, BlackBox, as_probabilities
+from fp_audit.model import TOP_K, BlackBox, as_probabilities, one_hot
 from fp_audit.types import OutputKind, Outputs, Pixels
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def shown_probabilities(answers: Outputs, kind: OutputKind) -> NDArray[np.float6
 def read(answers: Outputs, kind: OutputKind, shown: OutputKind) -> NDArray[np.float64]:
     """Read N x K answers of ``kind`` as if no more than ``shown`` were seen: one-hot rows or centred logits."""
     if shown == "labels":
-        return np.asarray(np.eye(answers.shape[1])[answers.argmax(axis=1)])
+        return one_hot(answers.argmax(axis=1), answers.shape[1]).astype(np.float64)
     if shown == "topk" and kind != "topk":
         probabilities = as_probabilities(answers, kind)
         least = np.sort(probabilities, axis=1)[:, [-min(TOP_K, answers.shape[1])]]

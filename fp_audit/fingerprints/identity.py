@@ -62,7 +62,7 @@ class Identity(Method):
         files = _weights(suspect)
         total = sum(file.size for file in files)
         if not total:
-            raise NotApplicable("it has no weight files")
+            raise NotApplicable("it has no weight files of its own")
         known = fingerprint.facts["files"]
         sizes = {entry["size"] for entry in known}
         hashes = {entry[kind] for entry in known for kind in ("sha256", "git_oid") if entry[kind]}

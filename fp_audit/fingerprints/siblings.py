@@ -15,7 +15,7 @@ from fp_audit.fingerprints._base import versus
 from fp_audit.fingerprints._queried import Queried, Queries
 from fp_audit.fingerprints._queries import blends, centred_logits, predict_pixels, read
 from fp_audit.metrics import centred
-from fp_audit.model import HIDDEN, BlackBox, as_images
+from fp_audit.model import HIDDEN, BlackBox, as_images, one_hot
 from fp_audit.subject import Subject
 from fp_audit.types import Access, Fingerprint, OutputKind, Outputs, Pixels, Scatter, Score
 
@@ -31,6 +31,12 @@ LEAST = 4
 
 VARIED = 8
 """Innocent networks of other architectures."""
+
+LEAST_TAIL = 1e-60
+"""Of a t statistic; no smaller one is told apart."""
+
+MANY = 16
+"""Siblings whose t statistics the score is given in."""
 
 FLOOR = 0.1
 """Share of the mean variance of the models that is added to their variance at each query."""
@@ -66,6 +72,9 @@ class Siblings(Queried):
 
         (t_0 - mean(t_1 ... t_R)) / (sd(t_1 ... t_R) sqrt(1 + 1/R))
 
+    brought from a t distribution with R - 1 degrees of freedom to one with 15 (``as_of_many``): the score means the
+    same however many siblings there are.
+
     If suspect and victim have nothing in common, victim and siblings are exchangeable for it: the argument of Zhang et
     al. ("Membership Inference Attacks Cannot Prove that a Model Was Trained On Your Data", SaTML 2025), with the
     seed of the training as the canary. It does not allow for queries that are chosen by the victim, so the p-value
@@ -99,8 +108,9 @@ class Siblings(Queried):
     uses_siblings: ClassVar[bool] = True
     votes: ClassVar[int] = 5
     scatter: ClassVar[Scatter] = Scatter(expected=1.25, degrees=5)
-    """The score is in standard deviations. Its own, in 42 sets of 12 to 24 innocent models (CIFAR-10 twice and MNIST,
-    25 to 400 queries, logits to labels), were .7 to 1.5, and 1.15 all together: stated with caution."""
+    """A t statistic with 15 degrees of freedom deviates by 1.07. Those of 42 sets of 12 to 24 innocent models (CIFAR-10
+    twice and MNIST, 25 to 400 queries, logits to labels) did by .7 to 1.5, by 1.15 all together: stated with caution.
+    The sets are those of ``benchmarks.verdicts``, whose tables are that much less independent of it."""
 
     def __init__(self, *, queries: int = 100, siblings: int = 16) -> None:
         if siblings < LEAST:
@@ -282,6 +292,17 @@ def standing(values: Array) -> float:
     return float((values[0] - others.mean()) / spread) if spread else 0.0
 
 
+def as_of_many(t: float, siblings: int) -> float:
+    """Return what a t statistic among ``siblings`` is worth among ``MANY``: the value with the same tail.
+
+    By chance alone a statistic among four is far off more often than one among sixteen.
+    """
+    from scipy.special import stdtr, stdtrit
+
+    tail = max(float(stdtr(siblings - 1, -abs(t))), LEAST_TAIL)
+    return float(-np.sign(t) * stdtrit(MANY - 1, tail))
+
+
 def nearer(theirs: Outputs, shown: OutputKind, models: Outputs, varied: Outputs) -> float:
     """Say how much nearer a suspect is to the first of M models than to the others; see ``Siblings``.
 
@@ -296,7 +317,7 @@ def nearer(theirs: Outputs, shown: OutputKind, models: Outputs, varied: Outputs)
     else:
         alike, others = (np.stack([read(each, "logits", shown) for each in answers]) for answers in (models, varied))
         found = of_logits(read(theirs, shown, shown), alike, others)
-    return standing(coefficients(found))
+    return as_of_many(standing(coefficients(found)), len(models) - 1)
 
 
 @dataclass(frozen=True)
@@ -344,7 +365,7 @@ def of_labels(theirs: Outputs, models: Array, varied: Array) -> Deviations:
     log-probabilities: the products of the two are the score, at a = 0, of a suspect that gives label k with a
     probability proportional to the mean's times exp(a d_k).
     """
-    found = np.eye(theirs.shape[1])[theirs.argmax(axis=1)] - probabilities(models).mean(axis=0)
+    found = one_hot(theirs.argmax(axis=1), theirs.shape[1]) - probabilities(models).mean(axis=0)
     logs = _log(models)
     mean = logs.mean(axis=0)
     return Deviations(found, logs - mean, np.stack([mean, (_log(varied) - mean).mean(axis=0)]), np.ones(len(theirs)))

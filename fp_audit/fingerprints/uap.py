@@ -18,7 +18,7 @@ from fp_audit.fingerprints._encoder import Weights, cosines, encode, train_encod
 from fp_audit.fingerprints._queries import centred_logits, predict_pixels, shown_probabilities
 from fp_audit.fingerprints._universal import Universal, find_universal, inconsistency, mean_norm, perturbed
 from fp_audit.metrics import Floats
-from fp_audit.model import BlackBox, as_probabilities
+from fp_audit.model import BlackBox, as_probabilities, one_hot
 from fp_audit.subject import Subject
 from fp_audit.types import Access, Fingerprint, Null, OutputKind, Outputs, Pixels, Scatter, Score
 
@@ -381,7 +381,7 @@ def as_seen(answers: Outputs, kind: OutputKind, shown: int) -> NDArray[np.float6
     rows = answers.reshape(-1, answers.shape[-1])
     rows = np.where(rows >= np.sort(rows, axis=1)[:, [-shown]], rows, 0.0)
     if kind == "labels":
-        rows = np.eye(rows.shape[1])[rows.argmax(axis=1)]
+        rows = one_hot(rows.argmax(axis=1), rows.shape[1])
     return shown_probabilities(rows, kind).reshape(answers.shape)
 
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.special import stdtr
 from training import train_here
 
 from fixtures import digits
 from fp_audit import Plan, networks, registration, victims
+from fp_audit.calibrate import parametric_p
 from fp_audit.data import Labelled
 from fp_audit.errors import NotApplicable, UsageError
 from fp_audit.fingerprints import siblings
 from fp_audit.fingerprints.siblings import (
+    MANY,
     RIDGE,
     Deviations,
     Siblings,
+    as_of_many,
     coefficients,
     information,
     nearer,
@@ -86,6 +91,26 @@ def test_standing_is_the_t_statistic_of_one_more():
     assert standing(np.array([5.0, 1.0, 1.0, 1.0])) == 0.0
 
 
+@pytest.mark.parametrize("count", [4, 5, 8, 16, 40])
+def test_the_score_means_the_same_however_many_siblings_there_are(count):
+    """Oracle: quantiles of scipy's t distributions."""
+    for value in (-3.0, 0.0, 0.5, 12.0):
+        wanted = stats.t.isf(stats.t.sf(value, count - 1), 15)
+        assert as_of_many(value, count) == pytest.approx(wanted, abs=1e-9)
+    assert as_of_many(7.25, 16) == pytest.approx(7.25)
+    assert np.isfinite(as_of_many(1e6, 400))
+
+
+@pytest.mark.parametrize("count", [4, 5, 8, 16])
+def test_verdicts_keep_their_level_however_few_siblings_there_are(count):
+    """Innocent models among which the siblings deviate by chance, and twelve references that do too."""
+    drawn = np.random.default_rng(count).standard_t(count - 1, size=(4000, 13))
+    scores = np.array([[as_of_many(value, count) for value in row] for row in drawn])
+    p_values = [parametric_p(x[0], x[1:], trials=None, scatter=Siblings.scatter) for x in scores]
+    assert np.mean(np.array(p_values) <= 0.01) <= 0.012
+    assert np.mean(np.array(p_values) <= 0.0005) <= 0.0015
+
+
 @pytest.mark.parametrize("shown", ["logits", "labels"])
 @pytest.mark.parametrize("kin", ["a sibling", "another architecture", "better at the task"])
 def test_innocents_are_as_near_to_the_victim_as_to_its_siblings(rng, shown, kin):
@@ -95,7 +120,7 @@ def test_innocents_are_as_near_to_the_victim_as_to_its_siblings(rng, shown, kin)
         style = {"a sibling": world.style, "better at the task": 0}.get(kin, rng.standard_normal((N, K)))
         (theirs,) = world.draw(1, style)
         found.append(world.score(labels(theirs) if shown == "labels" else theirs, shown))
-    p_values = stdtr(R - 1, -np.array(found))
+    p_values = stdtr(MANY - 1, -np.array(found))
     assert abs(np.mean(found)) < 0.2
     assert 0.02 < (p_values < 0.05).mean() < 0.08
     assert (p_values < 0.01).mean() < 0.025
@@ -306,6 +331,12 @@ def test_registered_with_siblings_in_a_folder(plan, family, tmp_path):
     assert victim.facts["own_scores"]["siblings"]["value"] > max(null) + 3
     victims.save(victim, victims.folder("mine"))
     assert victims.load(victims.folder("mine")).nulls["siblings"].scores == null
+
+
+def test_a_sibling_is_no_reference(plan, family, tmp_path):
+    folder = shutil.copytree(family, tmp_path / "siblings", ignore=shutil.ignore_patterns("0.onnx"))
+    with pytest.raises(UsageError, match=r"is also in --siblings; each model counts once"):
+        registration.build(replace(plan([str(folder)]), references=(str(folder / "2.onnx"),)))
 
 
 @pytest.mark.parametrize(
