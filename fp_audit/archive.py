@@ -22,7 +22,7 @@ MANIFEST = "manifest.json"
 MAX_MEMBERS = 10_000
 MAX_BYTES = 4 * 2**30
 """Of all members together, unpacked."""
-MAX_JSON = 256 * 2**20
+MAX_JSON = 64 * 2**20
 """Bytes of one file that is read as JSON."""
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)

@@ -32,6 +32,9 @@ from fp_audit.worker import TASK, comparison_from_json, request
 JOINT = "joint"
 """What stands for the method in evidence of several methods taken together: see ``calibrate.joint``."""
 
+BASE_FILES = "base_files"
+"""Detail of evidence: files that equal the base model's, and prove nothing."""
+
 LADDER = (Access.WEIGHTS, Access.QUERIES, Access.GRADIENTS)
 
 PAIRS = 10**7
@@ -127,9 +130,13 @@ def _examined(item: Located, job: Job, sandbox: Sandbox, state: _State) -> Outco
         if job.digests:
             state.artifact = hashed(item.artifact)
         subject = Subject.of_artifact(state.artifact, adapter(item.artifact.adapter), job.load)
+        shared = subject.shared(job.base) if job.base else ()
+        own = Subject(files=tuple(file for file in subject.files() if file.path not in shared), root=item.artifact.root)
         for path, victim in job.victims.items():
             names = methods_for(victim, Access.IDENTITY, job.depth, state.gives)
-            state.add(path, victim, compare(subject, victim, names, Access.IDENTITY), Access.IDENTITY)
+            found = compare(own, victim, names, Access.IDENTITY)
+            detail = {**found.detail, **({BASE_FILES: list(shared)} if shared else {})}
+            state.add(path, victim, replace(found, detail=detail), Access.IDENTITY)
         if only_hashes(item.artifact) and not state.decided(job, all):
             raise UnsafeModel(adapter(item.artifact.adapter).lacking(item.artifact))
         for access in LADDER:
@@ -404,7 +411,7 @@ def _finding(outcome: Outcome, victim: str, p: float | None, q: float | None, al
     verdict = calibrate.verdict(p, q, alpha)
     if any(item.detail.get("identical") for item in evidence):
         verdict = Verdict.IDENTICAL
-    elif verdict in (Verdict.INDEPENDENT, Verdict.SUSPECTED) and any(item.detail.get("related") for item in evidence):
+    elif verdict not in (Verdict.DERIVED, Verdict.IDENTICAL) and any(item.detail.get("related") for item in evidence):
         verdict = Verdict.COMMON_ANCESTOR
     elif verdict == Verdict.INDEPENDENT and outcome.failure:
         verdict = Verdict.INCONCLUSIVE
@@ -436,6 +443,9 @@ def _reason(verdict: Verdict, evidence: Sequence[Evidence], silent: Mapping[str,
         return next(item.statement for item in evidence if item.detail.get("identical"))
     if failure and verdict == Verdict.INCONCLUSIVE:
         return f"could not be examined to the end: {failure}"
+    related = next((item.statement for item in evidence if item.detail.get("related")), "")
+    if not voting and related and verdict == Verdict.COMMON_ANCESTOR:
+        return related
     if not voting:
         return next(iter(silent.values()), "no method with a null could be applied at this depth")
     if verdict == Verdict.INDEPENDENT and not any(item.access >= Access.QUERIES for item in voting):

@@ -113,6 +113,16 @@ class Subject:
             raise UnavailableTarget(f"{file.path!r} cannot be read: {error.strerror or error}") from error
         return replace(file, sha256=digests["sha256"], git_oid=digests["git_oid"])
 
+    def shared(self, base: Artifact) -> tuple[str, ...]:
+        """Name the files that equal one of another model, which is on this disk."""
+        sizes = {file.size for file in base.files}
+        theirs = Subject(files=base.files, root=base.root)
+        known = {theirs.hashed(file).sha256 for file in base.files} | {
+            theirs.hashed(file).git_oid for file in base.files
+        }
+        alike = (self.hashed(file) for file in self.files() if file.size in sizes)
+        return tuple(file.path for file in alike if {file.sha256, file.git_oid} & (known - {None}))
+
     def tensors(self) -> Mapping[str, NDArray[Any]]:
         """Return all tensors by name, dequantised."""
         return self._granted(Access.WEIGHTS, self._tensors)()

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from fp_audit import __version__, archive, bundle, victims
 from fp_audit.answers import Answers, Replayed
-from fp_audit.audit import JOINT, Outcome, conclude, evidence_of, methods_for
+from fp_audit.audit import BASE_FILES, JOINT, Outcome, conclude, evidence_of, methods_for
 from fp_audit.comparison import compare
 from fp_audit.errors import BundleError, FpAuditError, TargetError, VictimError
 from fp_audit.methods import rung
@@ -37,7 +37,7 @@ CLOSE_P = 1e-4
 ANEW = (Access.IDENTITY, Access.QUERIES)
 """What is computed anew: from the digests of files, from answers."""
 
-CIRCUMSTANCES = ("preprocess", "random")
+CIRCUMSTANCES = ("preprocess", "random", BASE_FILES)
 """Details of evidence that answers do not tell, taken as recorded: how the suspect was fed, whether it was steady."""
 
 WORDS = ("declared", "reason", "statement", "tool")
@@ -82,6 +82,18 @@ class Verification:
     """What is wrong with the bundle outside its findings."""
     version: str
     """The fp-audit that wrote the bundle."""
+    alpha: float
+    """The level at which it calls suspects derived."""
+
+    @property
+    def texts(self) -> bool:
+        """Whether summary and reasons were compared too: only the version that wrote them writes the same ones."""
+        return self.version == __version__
+
+    @property
+    def believed(self) -> tuple[str, ...]:
+        """Methods whose scores were taken as recorded."""
+        return tuple(sorted({method for check in self.checks for method in check.taken}))
 
     @property
     def confirmed(self) -> bool:
@@ -94,7 +106,8 @@ def verify(path: Path, published: Sequence[str] = ()) -> Verification:
 
     Args:
         path: the archive.
-        published: commitments that were published before the dispute; each must be that of a victim of the bundle.
+        published: commitments that were published before the dispute; each must be that of a victim of the bundle, and
+            each victim that is judged must have one of them.
 
     Raises:
         BundleError: it is no bundle, is damaged, or does not match its own manifest.
@@ -185,13 +198,16 @@ def _verified(opened: _Opened, published: Sequence[str]) -> Verification:
         judged += against.values()
         outcomes.append(_outcome(about, against))
     sources = {name: victim.source for name, victim in opened.victims.items()}
-    findings = conclude(outcomes, opened.report["alpha"], sources)
+    alpha = opened.report["alpha"]
+    if not (isinstance(alpha, float) and 0 < alpha < 1):
+        raise BundleError(f"{bundle.REPORT}: alpha is {_short(alpha)}, expected a number between 0 and 1")
+    findings = conclude(outcomes, alpha, sources)
     anew = _rendered(opened, findings)
     commitments = tuple(_commitment(name, folder, published) for name, folder in opened.folders.items())
-    whole = [*_whole(opened, anew), *_unpublished(commitments, published)]
+    whole = [*_whole(opened, anew), *_unpublished(commitments, published, {finding.victim for finding in findings})]
     pairs = zip(opened.report["findings"], anew["findings"], strict=False)  # a missing one is told by _whole
     checks = [_check(opened, *row) for row in zip(findings, judged, pairs, strict=False)]
-    return Verification(tuple(checks), commitments, tuple(whole), str(opened.manifest["tool"]["version"]))
+    return Verification(tuple(checks), commitments, tuple(whole), str(opened.manifest["tool"]["version"]), alpha)
 
 
 def _judge(
@@ -201,7 +217,8 @@ def _judge(
     if finding is None:
         raise BundleError("report.json lacks findings on models that were examined")
     victim = opened.victims[name]
-    views = {Access.IDENTITY: Subject(files=_artifact(about).files)}
+    shared = {path for item in finding["evidence"] for path in item["detail"].get(BASE_FILES, ())}
+    views = {Access.IDENTITY: Subject(files=tuple(file for file in _artifact(about).files if file.path not in shared))}
     if name in said:
         views[Access.QUERIES] = Subject.of_model(Replayed(Answers.from_json(said[name])))
     gives = adapter(about["adapter"]).gives
@@ -337,12 +354,15 @@ def _commitment(name: str, folder: Path, published: Sequence[str]) -> Commitment
     return Commitment(name, value, str(about["facts"]["registered"]), value in [_plain(text) for text in published])
 
 
-def _unpublished(commitments: Sequence[Commitment], published: Sequence[str]) -> Iterator[str]:
-    """Name published commitments that no victim of the bundle has."""
+def _unpublished(commitments: Sequence[Commitment], published: Sequence[str], judged: Collection[str]) -> Iterator[str]:
+    """Name published commitments that no victim has, and victims that were judged and have none of them."""
     found = {item.value for item in commitments}
     for value in map(_plain, published):
         if value not in found:
             yield f"the evidence is not what was committed to: no victim of the bundle has the commitment {value}"
+    for item in commitments:
+        if published and item.victim in judged and not item.published:
+            yield f"the evidence against {item.victim} is not what was committed to: it has another commitment"
 
 
 def _plain(commitment: str) -> str:

@@ -234,12 +234,16 @@ def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> str:
 
 
 def _read_arrays(path: Path, digest: str) -> dict[str, Any]:
+    from safetensors import SafetensorError
     from safetensors.numpy import load as parse
 
     content = path.read_bytes()
     if sha256(content).hexdigest() != digest:
         raise VictimError(f"{path.parent.name}: {path.name} does not match its digest; register the victim again")
-    arrays: dict[str, Any] = parse(content)
+    try:
+        arrays: dict[str, Any] = parse(content)
+    except SafetensorError as error:
+        raise VictimError(f"{path.parent.name}: {path.name} is damaged ({error}); register the victim again") from None
     return arrays
 
 

@@ -310,9 +310,29 @@ class TestChanged:
         found = verify(tmp_path / "older.zip")
         assert found.confirmed, (found.differences, found.checks)
         assert found.version == "0.0.1" != __version__
+        assert not found.texts
 
 
 class TestMalformed:
+    @pytest.mark.parametrize("alpha", [0.0, 1.0, 7.0, "0.01", None])
+    def test_levels(self, asked, tmp_path, alpha):
+        path = changed(asked, tmp_path, "report.json", lambda report: report.update(alpha=alpha))
+        with pytest.raises(BundleError, match="expected a number between 0 and 1"):
+            verify(path)
+
+    def test_arrays_that_are_none(self, asked, tmp_path):
+        members = content(asked.path)
+        name = next(name for name in members if name.endswith("sac.safetensors"))
+        manifest = json.loads(members.pop("manifest.json"))
+        del manifest["members"]
+        about = json.loads(members["victims/asked/victim.json"])
+        members[name] = b"garbage"
+        about["digests"]["sac.safetensors"] = sha256(b"garbage").hexdigest()
+        members["victims/asked/victim.json"] = json.dumps(about).encode()
+        archive.pack(tmp_path / "garbage.zip", members, manifest)
+        with pytest.raises(BundleError, match=r"sac\.safetensors is damaged"):
+            verify(tmp_path / "garbage.zip")
+
     @pytest.mark.parametrize(
         ("member", "change"),
         [
@@ -387,11 +407,19 @@ class TestCommitment:
 
     def test_the_published_one_must_be_a_victims(self, both):
         values = [victims.describe(name)["commitment"] for name in ("owner", "asked")]
-        found = verify(both.path, [values[0].upper() + "\n"])
+        found = verify(both.path, [values[0].upper() + "\n", values[1]])
         assert found.confirmed
-        assert {item.victim: item.published for item in found.commitments} == {"owner": True, "asked": False}
-        assert verify(both.path, values).confirmed
+        assert {item.victim: item.published for item in found.commitments} == {"owner": True, "asked": True}
         assert "not what was committed to" in "\n".join(differences(both.path, [values[0], "00"]))
+
+    def test_an_honest_victim_speaks_for_no_other(self, both):
+        """Of two victims that are judged each needs its own; one that is only packed with them vouches for none."""
+        published = victims.describe("owner")["commitment"]
+        assert "against asked is not what was committed to" in "\n".join(differences(both.path, [published]))
+        assert {item.victim: item.published for item in verify(both.path, [published]).commitments} == {
+            "owner": True,
+            "asked": False,
+        }
 
     def test_evidence_that_was_forged_throughout_needs_the_published_one(self, home, registered, tmp_path):
         """Independents that score less make any resemblance look rare; only an earlier commitment tells."""

@@ -29,7 +29,8 @@ MOST = 20
 def command(bundle: Path, published: tuple[str, ...]) -> None:
     """Recompute every verdict of BUNDLE, written by `fp-audit scan --output bundle=PATH`, without the suspects.
 
-    Exit codes: 0 everything is confirmed, 1 something differs, 2 the file is unusable.
+    Exit codes: 0 everything is confirmed, 1 something differs or could not be compared (the texts of another version),
+    2 the file is unusable.
     """
     from fp_audit.verifying import verify
 
@@ -41,7 +42,7 @@ def command(bundle: Path, published: tuple[str, ...]) -> None:
     for difference in found.differences:
         click.echo(_printable(f"DIFFERS: {difference}"))
     click.echo(_conclusion(found))
-    sys.exit(0 if found.confirmed else EXIT_FOUND)
+    sys.exit(0 if found.confirmed and found.texts else EXIT_FOUND)
 
 
 def _show_check(check: Check) -> None:
@@ -74,9 +75,14 @@ def _conclusion(found: Verification) -> str:
 
     if not found.confirmed:
         return "NOT CONFIRMED: see what differs"
-    if found.version == __version__:
-        return "confirmed: all that the bundle says follows from what it holds"
-    return _printable(f"confirmed by fp-audit {__version__}; texts were written by {found.version} and not compared")
+    taken = f"; scores of {', '.join(found.believed)} were taken as recorded" if found.believed else ""
+    at = f" at level {found.alpha:g}{taken}"
+    if found.texts:
+        return _printable(f"confirmed: all that the bundle says follows from what it holds,{at}")
+    return _printable(
+        f"verdicts confirmed by fp-audit {__version__},{at}. NOT COMPARED: summary.html and reasons, written by "
+        f"{found.version}; they may say anything. Install that version to compare them"
+    )
 
 
 def _printable(text: str) -> str:

@@ -78,6 +78,18 @@ def test_commitments(scanned, invoke):
     assert "none of those given" in result.stdout
 
 
+def test_texts_of_another_version_are_not_confirmed(scanned, invoke, tmp_path):
+    found = members(scanned)
+    manifest, report = (json.loads(found.pop(name)) for name in ("manifest.json", "report.json"))
+    del manifest["members"]
+    manifest["tool"]["version"] = report["tool"]["version"] = "0.0.1"
+    found["summary.html"] = b"<h1>derived</h1>"
+    archive.pack(tmp_path / "older.zip", {**found, "report.json": json.dumps(report).encode()}, manifest)
+    result = invoke("verify-bundle", tmp_path / "older.zip")
+    assert result.exit_code == 1
+    assert "NOT COMPARED: summary.html and reasons, written by 0.0.1" in result.stdout
+
+
 def test_a_victim_without_commitment(home, registered, invoke, tmp_path):
     path = victims.folder("asked") / "victim.json"
     about = json.loads(path.read_text())
