@@ -205,6 +205,10 @@ def bootstrap(
 ) -> tuple[Rate, Rate, Rate]:
     """Return AUC, TPR at 5 % and TPR at 1 % FPR with their intervals.
 
+    Of fewer than 1 / FPR negatives a rate is the share of positives above all of them, and its interval is too narrow:
+    nothing that is drawn from them tells how far the next one would reach. Rates have Clopper and Pearson's interval at
+    least.
+
     Args:
         positives: P scores, P >= 1.
         negatives: N scores, N >= 1.
@@ -221,9 +225,15 @@ def bootstrap(
     five, one = (_drawn_rates(drawn, ordered, fpr) for fpr in (0.05, 0.01))
     return (
         _interval(auc(positives, negatives), areas),
-        _interval(tpr_at_fpr(positives, negatives, 0.05), five),
-        _interval(tpr_at_fpr(positives, negatives, 0.01), one),
+        _wider(_interval(tpr_at_fpr(positives, negatives, 0.05), five), len(positives)),
+        _wider(_interval(tpr_at_fpr(positives, negatives, 0.01), one), len(positives)),
     )
+
+
+def _wider(rate: Rate, count: int) -> Rate:
+    """Widen an interval of a share of ``count`` to Clopper and Pearson's: drawing anew says nothing of 0 and 1."""
+    known = share(round(rate.value * count), count)
+    return Rate(rate.value, min(rate.low, known.low), max(rate.high, known.high))
 
 
 def _times(chosen: NDArray[np.int64], count: int) -> NDArray[np.float64]:

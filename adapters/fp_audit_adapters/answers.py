@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fp_audit.answers import Answers, Replayed
 from fp_audit.errors import CorruptModel, UnsupportedModel
-from fp_audit.model import Adapter, BlackBox, LoadOptions, Read, Unprepared, WhiteBox, target_of
+from fp_audit.model import TOP_K, Adapter, BlackBox, LoadOptions, Read, Unprepared, WhiteBox, target_of
 from fp_audit.types import Access, Artifact, Listing, OutputKind, Skipped
 
 MAX_BYTES = 2**28
@@ -189,8 +189,11 @@ class _Table:
         return Answers(self._output(), tuple(classes) or None, dict(zip(self._rows, table, strict=True)))
 
     def _output(self) -> OutputKind:
-        """Say what the answers are; a single class for each image is a label, whatever its probability."""
-        if self._key == "label" or (self._key == "top" and self._most == 1):
+        """Say what the answers are; of fewer than ``TOP_K`` classes only the likeliest is believed, as a label.
+
+        Independents are judged by that many classes, and fewer would look like something else.
+        """
+        if self._key == "label" or (self._key == "top" and self._most < min(TOP_K, max(2, len(self._columns)))):
             return "labels"
         return "topk" if self._key == "top" else "probabilities" if self._key == "probabilities" else "logits"
 

@@ -59,10 +59,20 @@ class TestForms:
     def test_top(self, tmp_path):
         path = written(
             tmp_path / "a.jsonl",
-            [{"image": NAMES[0], "top": {"cat": 0.5, "ant": 0.25}}, {"image": NAMES[1], "top": {"dog": 1}}],
+            [
+                {"image": NAMES[0], "top": {"cat": 0.5, "ant": 0.25, "emu": 0.1}},
+                {"image": NAMES[1], "top": {"dog": 1}},
+            ],
         )
-        assert (opened(path).output, opened(path).classes) == ("topk", ("ant", "cat", "dog"))
-        np.testing.assert_array_equal(answered(path, 2), [[0.25, 0.5, 0], [0, 0, 1]])
+        assert (opened(path).output, opened(path).classes) == ("topk", ("ant", "cat", "dog", "emu"))
+        np.testing.assert_allclose(answered(path, 2), [[0.25, 0.5, 0, 0.1], [0, 0, 1, 0]])
+
+    def test_the_likelier_of_two_is_a_label_unless_there_are_no_others(self, tmp_path):
+        """Independents are judged by their three likeliest."""
+        lines = [{"image": name, "top": {"cat": 0.5, other: 0.25}} for name, other in zip(NAMES, "aabb", strict=False)]
+        assert opened(written(tmp_path / "a.jsonl", lines)).output == "labels"
+        lines = [{"image": name, "top": {"cat": 0.75, "dog": 0.25}} for name in NAMES]
+        assert opened(written(tmp_path / "b.jsonl", lines)).output == "topk"
 
     def test_a_single_class_is_a_label(self, tmp_path):
         path = written(tmp_path / "a.jsonl", [{"image": name, "top": {"cat": 0.5}} for name in NAMES])
