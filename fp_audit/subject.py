@@ -29,7 +29,7 @@ class Subject:
     def __init__(
         self,
         *,
-        files: tuple[File, ...] = (),
+        files: tuple[File, ...] | None = None,
         root: Path | None = None,
         tensors: Callable[[], Mapping[str, NDArray[Any]]] | None = None,
         black_box: Callable[[], BlackBox | Unprepared] | None = None,
@@ -157,7 +157,7 @@ class Subject:
     def _granted(self, needed: Access, offered: _Offer | None) -> _Offer:
         if needed > self._access:
             raise AccessError(f"{needed} access was asked for, and only {self._access} was declared")
-        if not offered:
+        if offered is None:
             raise AccessError(f"the model does not offer {needed} access")
         return offered
 

@@ -39,7 +39,7 @@ def test_doctor(home, invoke):
     assert result.exit_code == 0, result.stderr
     for word in ("python 3.", "onnxruntime ", "CUDA for torch", "isolation of suspects", "network", str(home)):
         assert word in result.stdout
-    assert "(2 victims)" in result.stdout
+    assert "(victims: 2)" in result.stdout
 
 
 def test_doctor_knows_which_extras_are_absent():
