@@ -100,13 +100,13 @@ def main() -> None:
     except FpAuditError as error:
         click.echo(f"fp-audit: {error}", err=True)
         code = EXIT_USAGE
-    except OSError as error:
-        click.echo(f"fp-audit: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""), err=True)
-        code = EXIT_USAGE
     except Exception as error:
         code = EXIT_USAGE  # not Python's 1, which would say that a surrogate was found
         if any(text in str(error) for text in _FULL):
             click.echo("fp-audit: the disk is full: make room and try again; what was finished is kept", err=True)
+        elif isinstance(error, OSError):
+            where = f": {error.filename}" if error.filename else ""
+            click.echo(f"fp-audit: {error.strerror or error}{where}", err=True)
         else:
             traceback.print_exc()
             click.echo("fp-audit: this is a bug, and nothing was decided; please report the lines above", err=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import time
@@ -87,9 +89,16 @@ def test_a_bug_is_not_taken_for_a_finding(invoke, monkeypatch):
     assert "nothing was decided" in result.stderr
 
 
-def test_a_full_disk_is_one_line_whichever_library_meets_it(invoke, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    ],
+)
+def test_a_full_disk_is_one_line_whoever_meets_it(invoke, monkeypatch, error):
     def full(*_):
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise error
 
     monkeypatch.setattr("fp_audit.plugins.load_all", full)
     result = invoke("methods")
