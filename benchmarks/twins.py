@@ -28,7 +28,8 @@ from fp_audit.cli import _progress
 from fp_audit.data import Labelled
 from fp_audit.engine import Progress, top1
 from fp_audit.judging import SHOWN, judged
-from fp_audit.model import BlackBox, Wrapper
+from fp_audit.metrics import auc
+from fp_audit.model import BlackBox, Wrapper, one_hot
 from fp_audit.types import Images, OutputKind, Outputs
 from fp_audit.victims import Victim
 from fp_audit.zoo import Theft, ZooOptions, divided, planned
@@ -50,7 +51,7 @@ class Truthful(Wrapper):
     def __init__(self, model: BlackBox, known: Labelled) -> None:
         super().__init__(model)
         self._labels = {image.tobytes(): label for image, label in zip(known.pixels, known.labels, strict=True)}
-        self._rows = np.eye(int(known.labels.max()) + 1, dtype=np.float32)
+        self._classes = known.class_count
 
     @property
     def output(self) -> OutputKind:
@@ -60,7 +61,7 @@ class Truthful(Wrapper):
     def predict(self, images: Images) -> Outputs:
         """See ``BlackBox.predict``."""
         pixels = np.rint(images * 255).astype(np.uint8)
-        return self._rows[[self._labels[image.tobytes()] for image in pixels]]
+        return one_hot(np.array([self._labels[image.tobytes()] for image in pixels]), self._classes)
 
 
 def main() -> None:
@@ -141,11 +142,11 @@ def _rows(model: BlackBox, victim: Victim, output: str) -> dict[str, tuple[float
 def told(stolen: Floats, twins: Floats) -> str:
     """Write what one method says of n surrogates and their twins: n x 2 each, scores and p-values."""
     ours, theirs = stolen[:, 0], twins[:, 0]
-    auc = float(((ours[:, None] > theirs).mean() + (ours[:, None] >= theirs).mean()) / 2)
     varied = len(ours) > 1 and np.ptp(ours - theirs) > 0
     p = f"{stats.ttest_rel(ours, theirs, alternative='greater').pvalue:.2g}" if varied else "-"
     accused = " and ".join(f"{int((found[:, 1] <= ALPHA).sum())}" for found in (stolen, twins))
-    return f"{ours.mean():6.3f} {theirs.mean():6.3f}  AUC {auc:.2f}  p {p:7}  derived {accused} of {len(ours)}"
+    means = f"{ours.mean():6.3f} {theirs.mean():6.3f}"
+    return f"{means}  AUC {auc(ours, theirs):.2f}  p {p:7}  derived {accused} of {len(ours)}"
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class Job:
     repeats: int = REPEATS
     """Times that each image is shown to a model that answers at random."""
     base: Artifact | None = None
-    """The model that victims and suspects may both have been made from, on this disk."""
+    """The model that victims and suspects may both have been made from, on this disk, with the digests of its files."""
 
     @property
     def bound(self) -> float:

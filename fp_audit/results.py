@@ -141,7 +141,7 @@ def context(job: Job) -> str:
         "exhaustive": job.exhaustive,
         "record": job.record,
         "repeats": job.repeats,
-        "base": job.base and sorted([file.path, file.sha256] for file in hashed(job.base).files),
+        "base": job.base and sorted([file.path, file.sha256] for file in job.base.files),
     }
     return digest([__version__, versions(), plugins.versions(), committed, options])
 

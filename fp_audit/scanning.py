@@ -160,7 +160,7 @@ def _job(loaded: Mapping[Path, Victim], options: ScanOptions) -> Job:
         record=options.record,
         digests=options.record or options.depth > Access.IDENTITY,
         repeats=options.repeats,
-        base=None if options.base is None else fetched(options.base, options.sources),
+        base=None if options.base is None else audit.hashed(fetched(options.base, options.sources)),
     )
 
 

@@ -114,14 +114,10 @@ class Subject:
         return replace(file, sha256=digests["sha256"], git_oid=digests["git_oid"])
 
     def shared(self, base: Artifact) -> tuple[str, ...]:
-        """Name the files that equal one of another model, which is on this disk."""
+        """Name the files that equal one of another model, whose digests are known."""
         sizes = {file.size for file in base.files}
-        theirs = Subject(files=base.files, root=base.root)
-        known = {theirs.hashed(file).sha256 for file in base.files} | {
-            theirs.hashed(file).git_oid for file in base.files
-        }
-        alike = (self.hashed(file) for file in self.files() if file.size in sizes)
-        return tuple(file.path for file in alike if {file.sha256, file.git_oid} & (known - {None}))
+        known = {digest for file in base.files for digest in digests(file)}
+        return tuple(file.path for file in self.files() if file.size in sizes and digests(self.hashed(file)) & known)
 
     def tensors(self) -> Mapping[str, NDArray[Any]]:
         """Return all tensors by name, dequantised."""
@@ -160,6 +156,11 @@ class Subject:
         if offered is None:
             raise AccessError(f"the model does not offer {needed} access")
         return offered
+
+
+def digests(file: File) -> set[str]:
+    """Return what is known of a file's content: its sha256, its git id, both or nothing."""
+    return {digest for digest in (file.sha256, file.git_oid) if digest}
 
 
 def file_digests(path: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ import numpy as np
 from fp_audit.data import Labelled
 from fp_audit.errors import NotApplicable
 from fp_audit.fingerprints._base import Method
-from fp_audit.subject import Subject
+from fp_audit.subject import Subject, digests
 from fp_audit.types import Access, File, Fingerprint, Score
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Identity(Method):
         known = fingerprint.facts["files"]
         sizes = {entry["size"] for entry in known}
         hashes = {entry[kind] for entry in known for kind in ("sha256", "git_oid") if entry[kind]}
-        equal = [file for file in files if file.size in sizes and _hashes(suspect.hashed(file)) & hashes]
+        equal = [file for file in files if file.size in sizes and digests(suspect.hashed(file)) & hashes]
         share = sum(file.size for file in equal) / total
         return Score(
             share,
@@ -78,7 +78,3 @@ class Identity(Method):
 
 def _weights(subject: Subject) -> list[File]:
     return [file for file in subject.files() if file.path.endswith(WEIGHT_SUFFIXES) and file.size > 0]
-
-
-def _hashes(file: File) -> set[str]:
-    return {digest for digest in (file.sha256, file.git_oid) if digest}
